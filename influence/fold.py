@@ -1,0 +1,45 @@
+"""A pass over data, as a value.
+
+Covariances, eigenvalues and scores are all one shape of computation: begin with an
+empty state, take in one batch after the other, make something of the state. Written
+so, a pass knows nothing of progress bars, checkpoints or devices; whoever runs it adds
+those once for all passes (`run` here is the plainest such loop).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+from influence.types import Batch
+
+
+class Fold(NamedTuple):
+    """Three pure functions that make one pass over data.
+
+    Attributes:
+      name: what the pass computes, for whoever watches it.
+      init: `() -> state`.
+      update: `(state, batch) -> state`. May consume the state it is given: hold on to
+        the one it returns.
+      finish: `state -> value`.
+    """
+
+    name: str
+    init: Callable[[], Any]
+    update: Callable[[Any, Batch], Any]
+    finish: Callable[[Any], Any]
+
+
+class Run(Protocol):
+    """Whatever carries out a fold: `run(fold, batches) -> value`."""
+
+    def __call__(self, fold: Fold, batches: Iterable[Any]) -> Any:
+        """Folds over all batches, in order."""
+        ...
+
+
+def run(fold: Fold, batches: Iterable[Any]) -> Any:
+    """Carries out a fold with a plain loop."""
+    state = fold.init()
+    for batch in batches:
+        state = fold.update(state, batch)
+    return fold.finish(state)
