@@ -1,0 +1,164 @@
+"""What is looked at before a long pass, so that bad input costs seconds, not hours.
+
+And the check the tracer makes of itself: that what it reads of a model's layers is what
+automatic differentiation says, example by example. Most silent mistakes (a model that
+mixes examples, dropout left on, a gradient that does not reach a weight the way its
+product suggests) show there.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from influence.linalg.contract import contract
+from influence.model.jaxprs import aval
+from influence.model.product import matrix
+from influence.model.task import Empirical, Task, losses, read_loss
+from influence.model.trace import trace
+from influence.types import Batch, Batches, Layer, Params, named_leaves
+
+
+def check_params(params: Params) -> None:
+    """Raises if a parameter is not finite.
+
+    Raises:
+      ValueError: naming the parameter and how many of its entries are not finite.
+    """
+    for name, leaf in named_leaves(params).items():
+        leaf = jnp.asarray(leaf)
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        bad = int(leaf.size - jnp.isfinite(leaf).sum())
+        if bad:
+            raise ValueError(
+                f"Parameter {name!r} has {bad} entries of {leaf.size} that are NaN or "
+                "infinite; every score would be NaN. Was the checkpoint read whole?"
+            )
+
+
+def check_batches(task: Task, params: Params, batches: Batches) -> Batch:
+    """Returns the first batch, after the task has looked at all of them.
+
+    Raises:
+      ValueError: if there are none, they can't be walked twice, or the task refuses
+        one.
+    """
+    if iter(batches) is iter(batches):
+        raise TypeError(
+            "The batches are an iterator, which is used up after one pass, and fitting "
+            "takes two. Pass something that can be walked again, such as "
+            "`examples.batches(32)`."
+        )
+    first, outputs, start = None, None, 0
+    for batch in batches:
+        if first is None:
+            first, outputs = batch, jax.eval_shape(task.outputs, params, batch.inputs)
+        real = np.asarray(batch.real_B)
+        rows = jax.tree.map(lambda x, real=real: np.asarray(x)[real], batch.inputs)
+        task.check(rows, outputs, batches.ids[start : start + int(real.sum())])
+        start += int(real.sum())
+    if first is None:
+        raise ValueError("There are no examples: the data is empty.")
+    return first
+
+
+def check_taps(
+    task: Task, layers: Sequence[Layer], params: Params, batch: Batch
+) -> None:
+    """Compares what is read of each layer with `jax.grad`, on the first two examples.
+
+    Each example's gradient, read from a batch of both, must equal the gradient of that
+    example alone. The comparison is of `uᵀ DW w` for random `u` and `w`, which differ
+    whenever the matrices do, so no example's gradient is held for all layers at once.
+
+    Raises:
+      ValueError: naming the layer, with both numbers.
+    """
+    two = jax.tree.map(lambda x: jnp.asarray(x)[:2], batch)
+    layers, probes = tuple(layers), _probes(layers)
+    products = trace(task.outputs, params, two.inputs).products
+    with jax.default_matmul_precision("highest"):
+        together = _read(task, layers, params, two, probes)
+        for i in range(len(two.real_B)):
+            one = jax.tree.map(lambda x, i=i: x[i : i + 1], two)
+            alone, norm = _differentiate(task, layers, params, one, probes)
+            for x in layers:
+                eps = jnp.finfo(aval(products[x.name].out).dtype).eps
+                read, expected = together[x.name][..., i], alone[x.name]
+                # Rounding stays well below the square root of the precision, and a
+                # mistake well above, whatever the precision is.
+                if not (jnp.abs(read - expected) <= eps**0.5 * norm[x.name]).all():
+                    _refuse(x, i, read, expected, norm[x.name])
+
+
+Probes = Mapping[str, tuple[Array, Array]]
+"""A random `u_O` and `w_I` for each layer, behind its stack."""
+
+
+def _probes(layers: Sequence[Layer]) -> Probes:
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    return {
+        x.name: (normal(*x.stack, x.outputs), normal(*x.stack, x.columns))
+        for x in layers
+    }
+
+
+def _project(
+    a_BxTxI: Array, gs: Mapping[str, Array], given: Probes, counted: Array
+) -> dict[str, Array]:
+    """Returns `uᵀ DW w` of each example, `[B]`, by layer."""
+    del counted
+    return {
+        name: contract("bto,bti,o,i->b", g, a_BxTxI, *given[name])
+        for name, g in gs.items()
+    }
+
+
+@jax.jit(static_argnums=(0, 1))
+def _read(
+    task: Task, layers: tuple[Layer, ...], params: Params, batch: Batch, probes: Probes
+) -> dict[str, Array]:
+    given: dict[str, dict] = {x.reads: {} for x in layers}
+    for x in layers:
+        given[x.reads][x.name] = probes[x.name]
+    found = read_loss(task, layers, _project, Empirical(), params, batch, given)
+    return {name: x for group in found.values() for name, x in group.items()}
+
+
+@jax.jit(static_argnums=(0, 1))
+def _differentiate(
+    task: Task, layers: tuple[Layer, ...], params: Params, batch: Batch, probes: Probes
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Returns `uᵀ DW w` of one example by `jax.grad`, and the norm of `DW`."""
+
+    def loss(params):
+        outputs = task.outputs(params, batch.inputs)
+        return losses(task, outputs, task.labels(batch.inputs), batch).sum()
+
+    leaves = named_leaves(jax.grad(loss, allow_int=True)(params))
+    found = {x.name: matrix(x, leaves) for x in layers}
+    along = {
+        k: contract("...oi,...o,...i->...", v, *probes[k]) for k, v in found.items()
+    }
+    return along, {k: jnp.sqrt((v**2).sum((-2, -1))) for k, v in found.items()}
+
+
+def _refuse(
+    layer: Layer, example: int, read: Array, expected: Array, norm: Array
+) -> None:
+    worst = jnp.unravel_index(jnp.argmax(jnp.abs(read - expected)), read.shape)
+    raise ValueError(
+        f"What is read of layer {layer.name!r} is not its gradient: along a random "
+        f"direction example {example} of a batch has {float(read[worst]):.6g}, but "
+        f"{float(expected[worst]):.6g} by `jax.grad` on that example alone (the "
+        f"gradient's norm is {float(norm[worst]):.6g}). Does the model mix examples "
+        "(batch statistics), use the weight in another way as well, or stop its "
+        "gradient?"
+    )

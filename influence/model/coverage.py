@@ -1,0 +1,72 @@
+"""Which of a model's parameters are read, and why the others are not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from influence.model.task import Task
+from influence.model.trace import Uncovered, select, trace
+from influence.types import Batch, Layer, Params
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Every parameter of a model: in a layer, or not covered and why.
+
+    Attributes:
+      layers: in the order data passes through them.
+      uncovered: the other parameters.
+    """
+
+    layers: tuple[Layer, ...]
+    uncovered: tuple[Uncovered, ...]
+
+    def __str__(self) -> str:
+        """Returns two tables."""
+        head = ("layer", "I", "O", "bias", "stack", "shared input")
+        table = [head, *(_row(x, self.layers) for x in self.layers)]
+        lines = _aligned(table)
+        if self.uncovered:
+            missing = [
+                (x.name, "×".join(map(str, x.shape)), x.reason) for x in self.uncovered
+            ]
+            lines += ["", *_aligned([("not covered", "shape", "why"), *missing])]
+        return "\n".join(lines)
+
+
+def layers(task: Task, params: Params, batch: Batch) -> Coverage:
+    """Returns every layer of the model, and every parameter that is in none.
+
+    Only shapes are looked at; nothing is computed.
+
+    Args:
+      task: the model.
+      params: its parameters.
+      batch: a batch such as it will be read on.
+
+    Raises:
+      ValueError: if the model draws random numbers, writes state, or is another program
+        for another number of examples.
+    """
+    program = trace(task.outputs, params, batch.inputs)
+    found = select(program, "*") if program.layers else ()
+    return Coverage(found, program.uncovered)
+
+
+def _row(layer: Layer, layers: Sequence[Layer]) -> tuple[str, ...]:
+    alone = [x.reads for x in layers].count(layer.reads) == 1
+    return (
+        layer.name,
+        str(layer.inputs),
+        str(layer.outputs),
+        layer.bias or "",
+        "×".join(map(str, layer.stack)),
+        "" if alone else layer.reads,
+    )
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]

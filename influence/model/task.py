@@ -1,0 +1,221 @@
+"""What a model is trained to do, as pure functions.
+
+A task says what the model outputs, what the loss of one prediction is and how the model
+itself would label its inputs. Masking, summing and the keys of sampled labels are the
+engine's: they are where a hand-written loss goes wrong unnoticed.
+"""
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from influence.linalg.contract import wide
+from influence.model.reading import Reading, read
+from influence.model.trace import trace
+from influence.types import Batch, Inputs, Layer, Params
+
+
+class Task(abc.ABC):
+    """A model and its loss.
+
+    Subclass it for a loss of your own, as a frozen dataclass, so that equal tasks are
+    equal and share what has been compiled. Leading axis of everything: examples.
+    """
+
+    @abc.abstractmethod
+    def outputs(self, params: Params, inputs: Inputs) -> Any:
+        """Returns what the model makes of the inputs: logits, or anything else."""
+
+    @abc.abstractmethod
+    def labels(self, inputs: Inputs) -> Array:
+        """Returns the labels in the data, `[B]` or `[B, T]`."""
+
+    @abc.abstractmethod
+    def counts(self, inputs: Inputs) -> Array:
+        """Returns which labels count: booleans of the shape of the labels."""
+
+    @abc.abstractmethod
+    def loss(self, outputs: Any, labels: Array) -> Array:
+        """Returns each label's negative log-probability, in nats."""
+
+    @abc.abstractmethod
+    def sample(self, keys_B: Array, outputs: Any) -> Array:
+        """Returns labels from the model's own distribution, one key an example."""
+
+    @abc.abstractmethod
+    def counted(self, inputs: Inputs) -> Array:
+        """Returns the counted positions, `[B, T]`, or `[B, 1]` if all of them are.
+
+        A position is counted if a label that counts can be reached from it: everything
+        up to the last such label in a decoder, everything but padding in an encoder.
+        """
+
+    @abc.abstractmethod
+    def check(self, inputs: Inputs, outputs: Any, ids: Sequence[str]) -> None:
+        """Raises if inputs would give numbers that mean nothing.
+
+        Args:
+          inputs: on the host.
+          outputs: the shapes of what the model makes of them.
+          ids: the examples' names, for the message.
+        """
+
+
+@dataclass(frozen=True)
+class LanguageModel(Task):
+    """Next-token prediction: position `t` predicts the token at `t + 1`.
+
+    Inputs are `{"tokens": BxT, "counts": BxT}`, `counts` saying which tokens count as
+    labels (never the first, which nothing predicts), as `sequences` makes them.
+
+    Attributes:
+      apply: `(params, tokens_BxT) -> logits_BxTxV`.
+      context: the longest sequence the model takes, if it has a limit.
+    """
+
+    apply: Callable[[Params, Array], Array]
+    context: int | None = None
+
+    def outputs(self, params: Params, inputs: Inputs) -> Array:
+        """Returns logits, `[B, T, V]`."""
+        return self.apply(params, inputs["tokens"])
+
+    def labels(self, inputs: Inputs) -> Array:
+        """Returns the next tokens, `[B, T]`; the last position has none, and a 0."""
+        return _next(inputs["tokens"])
+
+    def counts(self, inputs: Inputs) -> Array:
+        """Returns whether the next token counts, `[B, T]`."""
+        return _next(inputs["counts"])
+
+    def loss(self, outputs: Array, labels: Array) -> Array:
+        """Returns `-log p(next token)`, `[B, T]`."""
+        log_p = jax.nn.log_softmax(outputs.astype(wide(outputs.dtype)), axis=-1)
+        return -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+
+    def sample(self, keys_B: Array, outputs: Array) -> Array:
+        """Returns next tokens from the softmax, each from a key of its position."""
+        positions = jnp.arange(outputs.shape[1])
+        keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        return draw(keys(keys_B, positions), outputs)
+
+    def counted(self, inputs: Inputs) -> Array:
+        """Returns the positions at or before the last label that counts, `[B, T]`."""
+        after = self.counts(inputs).astype(jnp.int32)
+        return jax.lax.cumsum(after, axis=1, reverse=True) > 0
+
+    def check(self, inputs: Inputs, outputs: Any, ids: Sequence[str]) -> None:
+        """Raises for token ids outside the vocabulary and sequences beyond the context.
+
+        Raises:
+          ValueError: naming the sequence, the position and the numbers.
+        """
+        tokens = np.asarray(inputs["tokens"])
+        *_, length, vocabulary = outputs.shape
+        if self.context is not None and length > self.context:
+            raise ValueError(
+                f"Sequence {ids[0]!r} is {length} tokens long (padding included), the "
+                f"model's context is {self.context}. Cut sequences to the context."
+            )
+        wrong = np.argwhere((tokens < 0) | (tokens >= vocabulary))
+        if len(wrong):
+            row, place = wrong[0]
+            raise ValueError(
+                f"Sequence {ids[row]!r} has token id {tokens[row, place]} at position "
+                f"{place}, but the model's vocabulary has {vocabulary} ids, 0 to "
+                f"{vocabulary - 1}. Are tokenizer and model from the same place?"
+            )
+
+
+Labels = Callable[[Task, Any, Batch, int], Array]
+"""Where labels come from: `(task, outputs, batch, draw) -> labels`."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Labels drawn from the model's own distribution: the curvature is the true Fisher.
+
+    The key of a label is made of the seed, the example's id, the draw and the position,
+    so batch size, order and resuming change none of them.
+    """
+
+    seed: int = 0
+
+    def __call__(self, task: Task, outputs: Any, batch: Batch, draw: int) -> Array:
+        """Returns labels, the same whenever all arguments are."""
+        start = jax.random.fold_in(jax.random.key(self.seed), draw)
+        keys = jax.vmap(lambda id_2: _fold(start, id_2))(batch.key_Bx2)
+        return jax.lax.stop_gradient(task.sample(keys, outputs))
+
+
+@dataclass(frozen=True)
+class Empirical:
+    """The labels in the data: the curvature is the empirical Fisher."""
+
+    def __call__(self, task: Task, outputs: Any, batch: Batch, draw: int) -> Array:
+        """Returns the labels in the data."""
+        del outputs, draw
+        return task.labels(batch.inputs)
+
+
+def losses(task: Task, outputs: Any, labels: Array, batch: Batch) -> Array:
+    """Returns each example's loss, `[B]`: its labels that count, summed, in nats."""
+    each = task.loss(outputs, labels)
+    real = jnp.asarray(batch.real_B).reshape(-1, *[1] * (each.ndim - 1))
+    counted = jnp.where(task.counts(batch.inputs) & real, each, 0)
+    return counted.sum(tuple(range(1, each.ndim)))
+
+
+def read_loss(
+    task: Task,
+    layers: Sequence[Layer],
+    reading: Reading,
+    labels: Labels,
+    params: Params,
+    batch: Batch,
+    given: Mapping[str, Any],
+    draw: int = 0,
+) -> dict[str, Any]:
+    """Returns a reading of the layers in the gradient of the examples' summed losses.
+
+    The reading's `common` is the counted positions of the batch, `[B, T]` or `[B, 1]`.
+    """
+    program = trace(task.outputs, params, batch.inputs)
+    counted = task.counted(batch.inputs) & batch.real_B[:, None]
+
+    def loss(outputs):
+        drawn = labels(task, outputs, batch, draw)
+        return losses(task, outputs, drawn, batch).sum()
+
+    return read(program, layers, reading, loss, params, batch.inputs, given, counted)
+
+
+def draw(keys: Array, logits: Array) -> Array:
+    """Returns one class per distribution, drawn by inverting its cumulative sum.
+
+    One uniform number a draw, where the Gumbel trick takes one a class.
+
+    Args:
+      keys: `[...]`.
+      logits: `[..., V]`.
+    """
+    p = jnp.cumsum(jax.nn.softmax(logits.astype(wide(logits.dtype)), axis=-1), axis=-1)
+    u = jax.vmap(lambda key: jax.random.uniform(key, dtype=p.dtype))(keys.ravel())
+    below = p <= u.reshape(*keys.shape, 1) * p[..., -1:]
+    return jnp.minimum(below.sum(-1), logits.shape[-1] - 1)
+
+
+def _fold(key: Array, words: Array) -> Array:
+    for word in words:
+        key = jax.random.fold_in(key, word)
+    return key
+
+
+def _next(x_BxT: Array) -> Array:
+    return jnp.pad(x_BxT[:, 1:], ((0, 0), (0, 1)))

@@ -1,0 +1,362 @@
+"""What is read of a layer is its gradient, however the model is written."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen
+
+from influence.linalg.contract import contract
+from influence.model.product import matrix
+from influence.model.reading import read
+from influence.model.task import Empirical, losses, read_loss
+from influence.model.trace import select, trace
+from influence.types import named_leaves
+from tests import cases
+
+FLOAT64 = 1e-10  # sums of a few hundred products of numbers near one, in float64
+FLOAT32 = 2e-4  # the same in float32, through two blocks and a softmax
+
+
+def gradients(a, gs, given, common):
+    """Reads each example's gradient."""
+    del given, common
+    return {name: contract("bto,bti->boi", g, a) for name, g in gs.items()}
+
+
+def read_all(case, layers):
+    """Returns each example's gradient of every layer, `[*stack, B, O, I]`."""
+    (batch,) = case.examples.batches(len(case.examples))
+    found = jax.jit(read_loss, static_argnums=(0, 1, 2, 3))(
+        case.task, layers, gradients, Empirical(), case.params, batch, {}
+    )
+    return {name: x for group in found.values() for name, x in group.items()}
+
+
+def differentiate(case, layers):
+    """Returns the same by `vmap(grad)`, `[B, *stack, O, I]`."""
+    (batch,) = case.examples.batches(len(case.examples))
+
+    def loss(params, row):
+        one = jax.tree.map(lambda x: x[None], row)
+        outputs = case.task.outputs(params, one.inputs)
+        return losses(case.task, outputs, case.task.labels(one.inputs), one).sum()
+
+    batch = jax.tree.map(jnp.asarray, batch)
+    found = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(case.params, batch)
+    leaves = named_leaves(found)
+    return {x.name: jax.vmap(lambda y, x=x: matrix(x, y))(leaves) for x in layers}
+
+
+def program_of(case):
+    """Returns the model, traced."""
+    (batch,) = case.examples.batches(len(case.examples))
+    return trace(case.task.outputs, case.params, batch.inputs)
+
+
+@pytest.mark.parametrize(("name", "bias"), cases.ALL, ids=cases.IDS)
+def test_readings_are_gradients(name, bias):
+    check_readings(cases.case(cases.MAKERS[name], bias), FLOAT64)
+
+
+@pytest.mark.parametrize("name", ["raw-scan", "nnx-loop", "linen-scan"])
+def test_readings_are_gradients_in_float32(name):
+    check_readings(cases.case(cases.MAKERS[name], True, jnp.float32), FLOAT32)
+
+
+def check_readings(case, tolerance):
+    layers = select(program_of(case), "*")
+    read, expected = read_all(case, layers), differentiate(case, layers)
+    for x in layers:
+        found = jnp.moveaxis(read[x.name], len(x.stack), 0)
+        scale = float(jnp.abs(expected[x.name]).max())
+        np.testing.assert_allclose(
+            found, expected[x.name], rtol=0, atol=tolerance * scale, err_msg=x.name
+        )
+
+
+@pytest.mark.parametrize(("name", "bias"), cases.ALL, ids=cases.IDS)
+def test_every_matrix_is_found_and_every_other_parameter_listed(name, bias):
+    case = cases.case(cases.MAKERS[name], bias)
+    program = program_of(case)
+    copies = cases.BLOCKS if "loop" in name else 1
+    assert len(program.layers) == copies * len(cases.MATRICES) + 1
+    assert all((x.bias is not None) == bias for x in program.layers[:-1])
+    covered = {x.name for x in program.layers} | {x.bias for x in program.layers}
+    listed = {x.name for x in program.uncovered}
+    assert (covered - {None}) | listed == set(named_leaves(case.params))
+    assert not covered & listed
+    reasons = {x.name.split(".")[0]: x.reason for x in program.uncovered}
+    assert "embedding" in reasons["embed"]
+
+
+@pytest.mark.parametrize(("name", "bias"), cases.ALL, ids=cases.IDS)
+def test_layers_that_read_one_activation_are_told_so(name, bias):
+    case = cases.case(cases.MAKERS[name], bias)
+    groups = {}
+    for x in select(program_of(case), "*"):
+        groups.setdefault(x.reads, []).append(x.name)
+    copies = cases.BLOCKS if "loop" in name else 1
+    shared = [names for names in groups.values() if len(names) > 1]
+    assert [len(names) for names in shared] == [3] * copies
+
+
+def test_names_are_paths_in_the_params_tree():
+    case = cases.case(cases.MAKERS["nnx-loop"], True)
+    names = [x.name for x in program_of(case).layers]
+    assert names[:2] == ["loop.0.q.kernel", "loop.0.k.kernel"]
+
+
+def normal(*shape):
+    return jax.random.normal(jax.random.key(len(shape)), shape, jnp.float64)
+
+
+def heads(x):
+    """Returns `[B, T, 6]` as `[B, T, 2, 3]`."""
+    return x.reshape(*x.shape[:2], 2, 3)
+
+
+def scanned_twice(p, x):
+    def inner(x, w):
+        return jnp.tanh(x @ w), None
+
+    return jax.lax.scan(lambda x, ws: jax.lax.scan(inner, x, ws), x, p["w"])[0]
+
+
+# How else a product can be written: the model, its parameters, and `(stack, O, I)`.
+PRODUCTS = {
+    "weight on the left": (
+        lambda p, x: jnp.einsum("oi,bti->obt", p["w"], x),
+        {"w": normal(3, 6)},
+        ((), 3, 6),
+    ),
+    "several outputs and contractions": (
+        lambda p, x: jnp.einsum("bthk,hkmn->btmn", heads(x), p["w"]),
+        {"w": normal(2, 3, 2, 4)},
+        ((), 8, 6),
+    ),
+    "outputs in two axes, with a bias": (
+        lambda p, x: jnp.einsum("bti,imn->btmn", x, p["w"]) + p["b"][None, None],
+        {"w": normal(6, 2, 4), "b": normal(2, 4)},
+        ((), 8, 7),
+    ),
+    "batched over experts": (
+        lambda p, x: jnp.einsum("bthk,hko->btho", heads(x), p["w"]),
+        {"w": normal(2, 3, 4)},
+        ((2,), 4, 3),
+    ),
+    "a bias for each expert": (
+        lambda p, x: (
+            jnp.einsum("bthk,hko->btho", heads(x), p["w"]) + p["b"][None, None]
+        ),
+        {"w": normal(2, 3, 4), "b": normal(2, 4)},
+        ((2,), 4, 4),
+    ),
+    "examples and positions merged": (
+        lambda p, x: (x.reshape(-1, 6) @ p["w"]).reshape(*x.shape[:2], 3),
+        {"w": normal(6, 3)},
+        ((), 3, 6),
+    ),
+    "positions first": (
+        lambda p, x: jnp.swapaxes(jnp.swapaxes(x, 0, 1) @ p["w"], 0, 1),
+        {"w": normal(6, 3)},
+        ((), 3, 6),
+    ),
+    "no positions": (
+        lambda p, x: x[:, 0] @ p["w"] + p["b"][None],
+        {"w": normal(6, 3), "b": normal(3)},
+        ((), 3, 7),
+    ),
+    "vmapped over examples": (
+        lambda p, x: jax.vmap(lambda x: x @ p["w"].T + p["b"][None])(x),
+        {"w": normal(3, 6), "b": normal(3)},
+        ((), 3, 7),
+    ),
+    "transposed and reshaped": (
+        lambda p, x: x @ p["w"].T.reshape(6, 4),
+        {"w": normal(6, 4)},
+        ((), 4, 6),
+    ),
+    "one output": (
+        lambda p, x: x @ p["w"] + p["b"][None, None],
+        {"w": normal(6, 1), "b": normal(1)},
+        ((), 1, 7),
+    ),
+    "scanned twice over": (scanned_twice, {"w": normal(2, 3, 6, 6)}, ((2, 3), 6, 6)),
+    "before a function with its own derivative": (
+        lambda p, x: jax.nn.relu(x @ p["w"]),
+        {"w": normal(6, 3)},
+        ((), 3, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_are_read_however_they_are_written(name):
+    apply, params, (stack, rows, columns) = PRODUCTS[name]
+    x = normal(4, 5, 6)
+    program = trace(apply, params, x)
+    (layer,) = select(program, "*")
+    assert (layer.stack, layer.outputs, layer.columns) == (stack, rows, columns)
+    assert not program.uncovered
+
+    def loss(out):
+        return jnp.sin(out).sum()
+
+    found = read(program, [layer], gradients, loss, params, x, {})["w"]["w"]
+    expected = jax.vmap(
+        lambda x: matrix(layer, jax.grad(lambda p: loss(apply(p, x[None])))(params))
+    )(x)
+    found = jnp.moveaxis(found, len(stack), 0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT64)
+
+
+def test_bfloat16_kernels_are_read_in_float32():
+    def apply(p, x):
+        return (x.astype(jnp.bfloat16) @ p["w"].astype(jnp.bfloat16)).astype(
+            jnp.float32
+        )
+
+    params, x = (
+        {"w": normal(6, 3).astype(jnp.float32)},
+        normal(4, 5, 6).astype(jnp.float32),
+    )
+    program = trace(apply, params, x)
+    found = read(program, program.layers, gradients, jnp.sum, params, x, {})["w"]["w"]
+    assert found.dtype == jnp.float32
+    # The gradient of a sum is one everywhere, so only the operands were cast.
+    cast = x.astype(jnp.bfloat16).astype(jnp.float32)
+    expected = jnp.broadcast_to(cast.sum(1)[:, None], (4, 3, 6))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def tied(p, x):
+    return jnp.einsum("btv,dv->btd", x @ p["w"], p["w"])
+
+
+def recurrent(p, x):
+    return jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["w"]), None), x, length=2)[0]
+
+
+@jax.custom_vjp
+def opaque(w, x):
+    return x @ w
+
+
+opaque.defvjp(lambda w, x: (x @ w, (w, x)), lambda saved, g: (saved[0], g))
+
+# Uses of a parameter that are no layer, and what is said of them.
+REFUSED = {
+    "tied": (tied, normal(6, 3), "only partly a layer, used 2 times"),
+    "recurrent": (recurrent, normal(6, 6), "anew in every step of a `scan`"),
+    "scale": (lambda p, x: x * p["w"][None, None], normal(6), "elementwise"),
+    "sum": (lambda p, x: x + p["w"][None, None], normal(6), "no layer"),
+    "sliced": (lambda p, x: x @ p["w"][:, :2], normal(6, 3), "cut into parts"),
+    "own derivative": (
+        lambda p, x: opaque(p["w"], x),
+        normal(6, 3),
+        "derivative rule of its own",
+    ),
+    "broadcast": (
+        lambda p, x: jnp.einsum(
+            "bti,bio->bto", x, jnp.broadcast_to(p["w"], (len(x), 6, 3))
+        ),
+        normal(6, 3),
+        "broadcast before its product",
+    ),
+    "constant": (
+        lambda p, x: x + (jnp.ones((5, 6)) @ p["w"])[None],
+        normal(6, 6),
+        "the same for every example",
+    ),
+    "unused": (lambda p, x: x, normal(6, 3), "not used"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_layer_is_listed_with_the_reason(name):
+    apply, w, said = REFUSED[name]
+    program = trace(apply, {"w": w}, normal(4, 5, 6))
+    assert not program.layers
+    (uncovered,) = program.uncovered
+    assert said in uncovered.reason
+
+
+def test_examples_that_a_product_mixes_cannot_be_told_apart():
+    def apply(p, x):
+        pairs = jnp.einsum("bti,cti->bct", x, x)
+        return (pairs.reshape(-1, x.shape[1]) @ p["w"]).reshape(*pairs.shape[:2], 3)
+
+    (uncovered,) = trace(apply, {"w": normal(5, 3)}, normal(4, 5, 6)).uncovered
+    assert "can't be told apart" in uncovered.reason
+
+
+def test_a_bias_added_elsewhere_too_is_no_bias():
+    def apply(p, x):
+        y = x @ p["w"]
+        return (y + p["b"][None, None]) * y
+
+    program = trace(apply, {"w": normal(6, 3), "b": normal(3)}, normal(4, 5, 6))
+    (layer,) = program.layers
+    assert layer.bias is None
+    assert [x.name for x in program.uncovered] == ["b"]
+
+
+def test_dropout_left_on_is_an_error():
+    model = linen.Sequential([linen.Dense(6), linen.Dropout(0.5, deterministic=False)])
+    x = normal(4, 5, 6).astype(jnp.float32)
+    params = model.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, x)
+
+    def apply(params, x):
+        return model.apply(params, x, rngs={"dropout": jax.random.key(2)})
+
+    with pytest.raises(ValueError, match=r"random numbers.*Turn dropout off"):
+        trace(apply, params, x)
+
+
+def test_side_effects_are_an_error():
+    def apply(p, x):
+        jax.debug.print("{}", x.sum())
+        return x @ p["w"]
+
+    with pytest.raises(ValueError, match="side effects"):
+        trace(apply, {"w": normal(6, 3)}, normal(4, 5, 6))
+
+
+def test_another_program_for_another_number_of_examples_is_an_error():
+    def apply(p, x):
+        return x @ p["w"] if len(x) > 4 else jnp.sin(x) @ p["w"]
+
+    with pytest.raises(ValueError, match="another number of examples"):
+        trace(apply, {"w": normal(6, 3)}, normal(4, 5, 6))
+
+
+def test_arrays_without_a_common_axis_of_examples_are_an_error():
+    inputs = {"tokens": jnp.zeros((3, 6), int), "seen": jnp.zeros(6)}
+    with pytest.raises(
+        ValueError, match=r"shapes \[\(6,\), \(3, 6\)\].*same leading axis"
+    ):
+        trace(lambda params, inputs: params["w"], {"w": jnp.ones(2)}, inputs)
+
+
+def test_selection_is_by_glob_and_an_empty_one_is_an_error():
+    program = program_of(cases.case(cases.MAKERS["raw-loop"], True))
+    chosen = select(program, ["*.up.*", "blocks.1.q.*"])
+    assert [x.name for x in chosen] == [
+        "blocks.0.up.w",
+        "blocks.1.q.w",
+        "blocks.1.up.w",
+    ]
+    with pytest.raises(
+        ValueError, match=r"No layer matches 'attention\.\*'.*blocks\.0\.q\.w"
+    ):
+        select(program, "attention.*")
+    with pytest.raises(ValueError, match=r"(?s)No layer matches 'embed'.*embedding"):
+        select(program, "embed")
+    with pytest.raises(ValueError, match="the list of patterns is empty"):
+        select(program, [])
+
+
+def test_a_group_is_named_after_its_first_chosen_layer():
+    program = program_of(cases.case(cases.MAKERS["raw-scan"], True))
+    assert {x.reads for x in select(program, ["*.k.*", "*.v.*"])} == {"blocks.k.w"}
