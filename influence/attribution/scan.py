@@ -1,0 +1,158 @@
+"""Scores every training sequence for every query, through every layer, in one pass.
+
+    score = -(1/N) Σ_layers ⟨h, DW⟩,   DW = Σ_t g_t a_tᵀ
+
+with `h` the query and `DW` the gradient of the sequence's loss (Grosse et al. 2023,
+equations 5 and 30): the change of the measurement, in its own unit, per added copy of
+the sequence.
+
+Two contractions give the same number. *Dense* forms `DW` and takes its inner product
+with each query; *factored*, for `h = Σ_r u_r v_rᵀ`, never forms it:
+`Σ_t Σ_r (g_t·u_r)(a_t·v_r)`. Each layer takes the one with fewer multiplications.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from influence.attribution.query import Dense, Factored, Form, Query, dense, factored
+from influence.attribution.scores import Scores, labelled
+from influence.fold import Fold, Run, run
+from influence.linalg.contract import contract
+from influence.model.check import check_batches, check_params
+from influence.model.reading import Reading
+from influence.model.task import Empirical, Task, read_loss
+from influence.types import Batch, Batches, Layer, Params, rows
+
+
+def scan(
+    task: Task,
+    params: Params,
+    query: Query,
+    batches: Batches,
+    *,
+    n_train: int | None = None,
+    form: Form | None = None,
+    run: Run = run,
+) -> Scores:
+    """Scores every sequence for every query.
+
+    Costs a forward and an activation-backward pass, and what `cheaper` says.
+
+    Args:
+      task: the model and its loss.
+      params: its parameters.
+      query: what is asked.
+      batches: the training sequences.
+      n_train: how many sequences the model was trained on, if not those of `batches`.
+      form: `dense` or `factored` to contract every layer so; the cheaper one if None.
+      run: carries out the pass.
+
+    Raises:
+      ValueError: if a parameter is not finite, a batch is not fit for the task, or the
+        model does not have the query's layers.
+    """
+    check_params(params)
+    check_batches(task, params, batches)
+    n_train = len(batches.ids) if n_train is None else n_train
+    if form is None:
+        values = run(fold(task, params, query, cheapest), batches)
+    else:
+        values = run(fold(task, params, query.in_form(form), reading), batches)
+    dims = {
+        "query": list(query.names),
+        "train": list(batches.ids),
+        "layer": [label for _, _, label in rows(query.layers)],
+    }
+    values = values[: len(batches.ids)].transpose(1, 0, 2)
+    return Scores(labelled(values, dims, n_train, dict(query.about)))
+
+
+def reading(
+    a_BxTxI: Array, gs: Mapping[str, Array], given: Mapping[str, Any], counted: Array
+) -> dict[str, Array]:
+    """Returns `⟨h, DW⟩` of each example and query, `[B, Q]`, by layer."""
+    del counted
+
+    def score(g_BxTxO: Array, form: Dense | Factored) -> Array:
+        if isinstance(form, Dense):
+            d = contract("bto,bti->boi", g_BxTxO, a_BxTxI)
+            return contract("boi,qoi->bq", d, form.h_QxOxI)
+        left = contract("bto,qor->btqr", g_BxTxO, form.left_QxOxR)
+        right = contract("bti,qir->btqr", a_BxTxI, form.right_QxIxR)
+        return contract("btqr,btqr->bq", left, right)
+
+    return {name: score(g, given[name]) for name, g in gs.items()}
+
+
+def cheapest(
+    a_BxTxI: Array, gs: Mapping[str, Array], given: Mapping[str, Any], counted: Array
+) -> dict[str, Array]:
+    """Returns what `reading` does, each layer's queries in the cheaper form."""
+    examples, positions, _ = a_BxTxI.shape
+    forms = {k: cheaper(examples, positions, form)(form) for k, form in given.items()}
+    return reading(a_BxTxI, gs, forms, counted)
+
+
+def cheaper(examples: int, positions: int, form: Dense | Factored) -> Form:
+    """Returns the form that takes fewer multiplications for one batch of a layer.
+
+    Dense: `B O I (T + Q)`, and `Q R O I` to expand factors once a batch. Factored, for
+    queries that are: `B T Q R (O + I + 1)`. Matrices are not factored for a scan.
+    """
+    if isinstance(form, Dense):
+        return dense
+    queries, outputs, rank = form.left_QxOxR.shape
+    inputs = form.right_QxIxR.shape[1]
+    whole = (examples * (positions + queries) + queries * rank) * outputs * inputs
+    parts = examples * positions * queries * rank * (outputs + inputs + 1)
+    return dense if whole < parts else factored
+
+
+def fold(task: Task, params: Params, query: Query, reading: Reading) -> Fold:
+    """Returns the pass that computes `-reading`, `[N, ..., Q, rows]`.
+
+    Args:
+      task: the model and its loss.
+      params: its parameters.
+      query: what is asked.
+      reading: of each layer, something linear in the gradient, `[B, ..., Q]`.
+    """
+
+    def update(state, batch):
+        state.append(_read(task, query.layers, reading, params, query.forms, batch))
+        return state
+
+    return Fold(
+        "scores",
+        init=list,
+        update=update,
+        finish=lambda state: np.concatenate([np.asarray(x) for x in state]),
+    )
+
+
+@jax.jit(static_argnums=(0, 1, 2))
+def _read(
+    task: Task,
+    layers: tuple[Layer, ...],
+    reading: Reading,
+    params: Params,
+    forms: Mapping[str, Dense | Factored],
+    batch: Batch,
+) -> Array:
+    given: dict[str, dict] = {x.reads: {} for x in layers}
+    for x in layers:
+        given[x.reads][x.name] = forms[x.name]
+    found = read_loss(task, layers, reading, Empirical(), params, batch, given)
+    flat = {name: x for group in found.values() for name, x in group.items()}
+    parts = [flat[x.name][place] for x, place, _ in rows(layers)]
+    if len({x.shape for x in parts}) > 1:
+        raise ValueError(
+            "The layers see different numbers of positions of a sequence, so their "
+            "tokens have no common axis. Query layers that see the same ones."
+        )
+    return -jnp.stack(parts, axis=-1)

@@ -1,0 +1,104 @@
+"""Scores that say what they are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+UNIT = "nats per added copy"
+SIGN = "positive: adding the sequence raises the measurement; removing it lowers it"
+
+
+class Ranked(NamedTuple):
+    """One training sequence in a ranking."""
+
+    id: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The sequences one query ranks highest, or lowest."""
+
+    query: str
+    unit: str
+    ranked: tuple[Ranked, ...]
+
+    def __iter__(self) -> Iterator[Ranked]:
+        """Walks the sequences, the most extreme first."""
+        return iter(self.ranked)
+
+    def __str__(self) -> str:
+        """Returns a table."""
+        lines = [f"  {x.score:+.4g}  {x.id}" for x in self.ranked]
+        return "\n".join([f"{self.query} ({self.unit})", *lines])
+
+
+class Rankings(tuple[Ranking, ...]):
+    """A ranking for each query."""
+
+    def __str__(self) -> str:
+        """Returns a table a query."""
+        return "\n\n".join(str(x) for x in self)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The influence of every training sequence on every query, through every layer.
+
+    Attributes:
+      layers: `(query, train, layer)`. What they are travels in `attrs`: unit, sign, how
+        many training sequences (`n_train`), damping, curvature.
+    """
+
+    layers: xr.DataArray
+
+    @property
+    def total(self) -> xr.DataArray:
+        """Returns `(query, train)`: the sum over layers."""
+        return self.layers.sum("layer", keep_attrs=True).rename("score")
+
+    def top(self, k: int) -> Rankings:
+        """Returns each query's `k` most positive sequences, the highest first."""
+        return self._rankings(k, -1)
+
+    def bottom(self, k: int) -> Rankings:
+        """Returns each query's `k` most negative sequences, the lowest first."""
+        return self._rankings(k, 1)
+
+    def _rankings(self, k: int, direction: int) -> Rankings:
+        total = self.total
+        order = np.argsort(direction * total.values, axis=1, kind="stable")[:, :k]
+        ids = total["train"].values
+        return Rankings(
+            Ranking(
+                str(name),
+                total.attrs["unit"],
+                tuple(Ranked(str(ids[i]), float(row[i])) for i in places),
+            )
+            for name, row, places in zip(
+                total["query"].values, total.values, order, strict=True
+            )
+        )
+
+
+def labelled(
+    values: np.ndarray,
+    dims: Mapping[str, Sequence[Any]],
+    n_train: int,
+    about: Mapping[str, str | int],
+) -> xr.DataArray:
+    """Returns scores with their names, unit and sign.
+
+    Args:
+      values: `-∇fᵀ (G + damping)⁻¹ ∇L`, not yet divided by the number of sequences.
+      dims: of each axis, its name and labels.
+      n_train: the number of training sequences; one copy more is `1/n_train` of weight.
+      about: what else there is to say.
+    """
+    attrs = {"unit": UNIT, "sign": SIGN, "n_train": n_train, **about}
+    return xr.DataArray(
+        values / n_train, dims=list(dims), coords=dict(dims), name="score", attrs=attrs
+    )

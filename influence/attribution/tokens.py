@@ -1,0 +1,82 @@
+"""Splits a sequence's score over its positions.
+
+    score = Σ_t score_t,   score_t = -(1/N) Σ_layers g_tᵀ h a_t
+
+(Grosse et al. 2023, equation 31). The share of position `t` is that of the update made
+there: from the tokens up to `t`, towards the token at `t + 1`. It mixes what earlier
+tokens put into `a_t` with what later losses send back in `g_t`, so a large share marks
+where the sequence acts, not which word it would miss.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import xarray as xr
+from jax import Array
+
+from influence.attribution.query import Dense, Factored, Form, Query
+from influence.attribution.scan import fold
+from influence.attribution.scores import labelled
+from influence.fold import Run, run
+from influence.linalg.contract import contract
+from influence.model.check import check_batches, check_params
+from influence.model.task import Task
+from influence.types import Batches, Params
+
+
+def token_scores(
+    task: Task,
+    params: Params,
+    query: Query,
+    batches: Batches,
+    *,
+    n_train: int,
+    form: Form | None = None,
+    run: Run = run,
+) -> xr.DataArray:
+    """Returns `(query, train, token)`: the shares of every position, over all layers.
+
+    Costs `T Q O I` multiplications an example and layer for dense queries and
+    `T Q R (O + I)` for factored ones, so it is meant for the sequences a scan ranks
+    high. Every layer must see every position.
+
+    Args:
+      task: the model and its loss.
+      params: its parameters.
+      query: what is asked.
+      batches: the sequences.
+      n_train: how many sequences the model was trained on.
+      form: `dense` or `factored`; that of the query if None.
+      run: carries out the pass.
+
+    Raises:
+      ValueError: as `scan` does, and if layers see different numbers of positions.
+    """
+    check_params(params)
+    check_batches(task, params, batches)
+    query = query if form is None else query.in_form(form)
+    values = run(fold(task, params, query, reading), batches).sum(-1)
+    dims = {
+        "query": list(query.names),
+        "train": list(batches.ids),
+        "token": range(values.shape[1]),
+    }
+    values = values[: len(batches.ids)].transpose(2, 0, 1)
+    return labelled(values, dims, n_train, dict(query.about))
+
+
+def reading(
+    a_BxTxI: Array, gs: Mapping[str, Array], given: Mapping[str, Any], counted: Array
+) -> dict[str, Array]:
+    """Returns `g_tᵀ h a_t` of each position and query, `[B, T, Q]`, by layer."""
+    del counted
+
+    def score(g_BxTxO: Array, form: Dense | Factored) -> Array:
+        if isinstance(form, Dense):
+            pulled = contract("bto,qoi->btqi", g_BxTxO, form.h_QxOxI)
+            return contract("btqi,bti->btq", pulled, a_BxTxI)
+        left = contract("bto,qor->btqr", g_BxTxO, form.left_QxOxR)
+        right = contract("bti,qir->btqr", a_BxTxI, form.right_QxIxR)
+        return contract("btqr,btqr->btq", left, right)
+
+    return {name: score(g, given[name]) for name, g in gs.items()}
