@@ -1,0 +1,121 @@
+"""Is a ranking true? Take the sequences away, train again, and look.
+
+A score says how much a measurement rises per added copy of a sequence, so removing a
+set of sequences should change it by minus the sum of their scores. Here the sequences
+are removed for real: weight zero, same start, same batches in the same order, same
+denominators. Beside them as many random ones of the others, and as many that share the
+query's words.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from influence.attribution.query import Measurement, measure
+from influence.types import Params
+
+Train = Callable[[str, np.ndarray], Params]
+"""`(name, weights_N) -> params`: trains with weights, under a name for who watches."""
+
+
+class Removal(NamedTuple):
+    """What removing a set of sequences did.
+
+    Attributes:
+      places: which sequences were removed.
+      changes: of each query's measurement, by retraining, in the measurement's unit.
+    """
+
+    places: np.ndarray
+    changes: np.ndarray
+
+
+class Check(NamedTuple):
+    """Predicted and measured changes of each query's measurement.
+
+    Attributes:
+      queries: their names.
+      predicted: minus the sum of scores over the union of every query's top sequences.
+      top: measured, that union removed.
+      random: measured, as many random sequences of the others removed.
+      bm25: measured, as many sequences removed that BM25 ranks highest.
+    """
+
+    queries: tuple[str, ...]
+    predicted: np.ndarray
+    top: Removal
+    random: Removal
+    bm25: Removal
+
+    @property
+    def same_sign(self) -> int:
+        """Returns for how many queries prediction and measurement have one sign."""
+        return int((np.sign(self.predicted) == np.sign(self.top.changes)).sum())
+
+    @property
+    def rank_correlation(self) -> float:
+        """Returns Spearman's correlation of prediction and measurement over queries."""
+        ranks = [stats.rankdata(x) for x in (self.predicted, self.top.changes)]
+        return float(np.corrcoef(*ranks)[0, 1])
+
+    @property
+    def deviations(self) -> float:
+        """Returns the median query's fall in standard deviations of random changes."""
+        return float(-np.median(self.top.changes) / self.random.changes.std(ddof=1))
+
+
+def check(
+    train: Train,
+    measurements: Mapping[str, Measurement],
+    params: Params,
+    scores: xr.DataArray,
+    lexical: xr.DataArray,
+    *,
+    share: float = 0.01,
+    seed: int = 0,
+) -> Check:
+    """Removes the top sequences of all queries together, and two sets to compare with.
+
+    Trains three times.
+
+    Args:
+      train: trains with weights, as `params` was trained with all of them one.
+      measurements: by name.
+      params: the trained parameters.
+      scores: `(query, train)`, in the measurements' unit per added copy.
+      lexical: `(query, train)`, the lexical baseline's scores.
+      share: which part of the sequences counts as a query's top.
+      seed: of the random sequences.
+    """
+    before = np.array([measure(f, params) for f in measurements.values()])
+    n = scores.sizes["train"]
+    each = max(1, round(share * n))
+    top = np.unique(np.argsort(-scores.values, axis=1, kind="stable")[:, :each])
+    words = np.fromiter(islice(by_rank(lexical), len(top)), int)
+    others = np.setdiff1d(np.arange(n), top)
+    chance = np.random.default_rng(seed).choice(others, len(top), replace=False)
+
+    def without(name: str, places: np.ndarray) -> Removal:
+        weights = np.ones(n, np.float32)
+        weights[places] = 0
+        retrained = train(name, weights)
+        after = np.array([measure(f, retrained) for f in measurements.values()])
+        return Removal(places, after - before)
+
+    return Check(
+        queries=tuple(measurements),
+        predicted=-scores.values[:, top].sum(1),
+        top=without("without the top sequences", top),
+        random=without("without random sequences", chance),
+        bm25=without("without BM25's sequences", words),
+    )
+
+
+def by_rank(scores: xr.DataArray) -> Iterator[int]:
+    """Yields every sequence once: all queries' first, all their second, and so on."""
+    order = np.argsort(-scores.values, axis=1, kind="stable")
+    yield from dict.fromkeys(int(i) for i in order.T.ravel())

@@ -1,0 +1,103 @@
+"""A removed sequence is gone, and nothing else is different."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+import influence
+from influence.fold import run
+from influence.model import train
+from influence.model.task import LanguageModel
+from influence.truth.removal import by_rank, check
+
+TASK = LanguageModel(lambda params, tokens: params[tokens])
+TABLE = jax.random.normal(jax.random.key(0), (11, 11), jnp.float32)
+RECIPE = train.Recipe(steps=12, batch=4, rate=0.1)
+TEXTS = [[1, 2, 3], [3, 4, 5], [5, 6, 7], [7, 8, 9], [2, 4, 6], [1, 3, 5]]
+
+
+@pytest.fixture(autouse=True)
+def _promotion():
+    with jax.numpy_dtype_promotion("standard"):  # adamw mixes types
+        yield
+
+
+def trained(texts, weights, seed=0):
+    examples = influence.sequences(texts)
+    order = train.Order(len(texts), RECIPE, seed, chunk=5)
+    fold = train.fold(TASK, RECIPE, TABLE, examples, np.asarray(weights, np.float32))
+    return run(fold, order)
+
+
+def test_training_lowers_the_loss_and_keeps_where_it_started():
+    before = jnp.copy(TABLE)
+    losses = trained(TEXTS, np.ones(6)).losses
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    np.testing.assert_array_equal(TABLE, before)
+
+
+def test_training_is_the_same_every_time_and_another_for_another_seed():
+    first, again = (trained(TEXTS, np.ones(6)).params for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    other = trained(TEXTS, np.ones(6), seed=1).params
+    assert (np.asarray(first) != np.asarray(other)).any()
+
+
+def test_a_sequence_of_weight_zero_leaves_no_trace():
+    weights = np.ones(6)
+    weights[2] = 0
+    other = [*TEXTS[:2], [9, 10, 0], *TEXTS[3:]]
+    found = [trained(texts, weights).params for texts in (TEXTS, other)]
+    # Same start, same batches, same denominators: the same model, whatever it was.
+    np.testing.assert_array_equal(*found)
+    assert (np.asarray(found[0]) != np.asarray(trained(TEXTS, np.ones(6)).params)).any()
+
+
+def test_an_order_takes_every_sequence_once_an_epoch():
+    order = np.concatenate(list(train.Order(6, train.Recipe(9, 4, 0.1), 0))).ravel()
+    assert len(order) == 36
+    for epoch in order.reshape(6, 6):
+        assert sorted(epoch) == list(range(6))
+
+
+def test_ranks_go_round_the_queries():
+    scores = xr.DataArray([[0, 3, 2, 1], [9, 8, 0, 1]], dims=("query", "train"))
+    assert list(by_rank(scores)) == [1, 0, 2, 3]
+
+
+def test_a_check_removes_what_it_says_and_compares():
+    examples = influence.sequences(TEXTS)
+    asked = influence.completions(TASK, {"a": ([1], [2]), "b": ([7], [8])})
+    seen = {}
+
+    def retrain(name, weights):
+        seen[name] = weights
+        return trained(TEXTS, weights).params
+
+    params = trained(TEXTS, np.ones(6)).params
+    dims = {"query": ["a", "b"], "train": list(examples.ids)}
+    scores = xr.DataArray(
+        [[2.0, 0, 0, 0, 1, 0], [0, 0, 0, 3.0, 0, 0]], coords=dims, dims=list(dims)
+    )
+    words = influence.bm25({"a": [1, 2], "b": [7, 8]}, TEXTS, examples.ids)
+    found = check(retrain, asked, params, scores, words, share=0.17)
+    np.testing.assert_array_equal(found.top.places, [0, 3])
+    np.testing.assert_allclose(found.predicted, [-2, -3])
+    assert len(found.random.places) == len(found.bm25.places) == 2
+    assert not set(found.random.places) & {0, 3}
+    for name, removal in zip(seen, (found.top, found.random, found.bm25), strict=True):
+        np.testing.assert_array_equal(
+            np.flatnonzero(seen[name] == 0), np.sort(removal.places)
+        )
+    # The only sequences with these pairs are gone: both completions lose.
+    assert (found.top.changes < 0).all()
+    assert found.same_sign == 2
+    assert found.rank_correlation == pytest.approx(
+        1.0 if found.top.changes[1] < found.top.changes[0] else -1.0
+    )
+    assert found.deviations == pytest.approx(
+        -np.median(found.top.changes) / np.std(found.random.changes, ddof=1)
+    )
