@@ -1,0 +1,28 @@
+"""Which training sequences made this model say that, and is it true?
+
+task = LanguageModel(apply)                # apply(params, tokens_BxT) -> logits
+train = sequences(tokens, ids)
+curvature = fit(task, params, train.batches(32), layers="blocks.*")
+asked = query(curvature, params, completions(task, {"name": (prompt, completion)}))
+print(scan(task, params, asked, train.batches(32)).top(5))
+"""
+
+from influence.attribution.lexical import bm25 as bm25
+from influence.attribution.query import completions as completions
+from influence.attribution.query import dense as dense
+from influence.attribution.query import factored as factored
+from influence.attribution.query import query as query
+from influence.attribution.scan import scan as scan
+from influence.attribution.scores import Scores as Scores
+from influence.attribution.tokens import token_scores as token_scores
+from influence.curvature.ekfac import Curvature as Curvature
+from influence.curvature.ekfac import fit as fit
+from influence.linalg.kronecker import Absolute as Absolute
+from influence.linalg.kronecker import Relative as Relative
+from influence.model.coverage import layers as layers
+from influence.model.examples import Examples as Examples
+from influence.model.examples import sequences as sequences
+from influence.model.task import Empirical as Empirical
+from influence.model.task import LanguageModel as LanguageModel
+from influence.model.task import Sampled as Sampled
+from influence.model.task import Task as Task

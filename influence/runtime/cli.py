@@ -1,0 +1,61 @@
+"""The command line: words become function calls, errors become sentences."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+
+from influence.runtime.demo import FAST, LARGE, SMALL
+from influence.runtime.demo import demo as run_demo
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def demo(
+    out: Path = Path("influence-demo"),
+    seed: int = 0,
+    fast: bool = False,
+    size: Literal["small", "large"] = "small",
+) -> None:
+    """Answers the whole question on text that is on every machine.
+
+    Trains a small decoder on part of Python's standard library, asks why it says six
+    things, checks the answers by retraining, and writes a page.
+
+    Args:
+        out: The folder to write to.
+        seed: Of the start, the training order, the sampled labels, the random removal.
+        fast: A smaller model of less text, in less than half the time.
+        size: `large` trains a better model of more text, for an hour or more on a CPU.
+    """
+    if fast and size == "large":
+        raise ValueError("--fast and --size large exclude each other. Choose one.")
+    chosen = FAST if fast else {"small": SMALL, "large": LARGE}[size]
+    run_demo(out, seed, chosen, Console())
+
+
+@app.command
+def version() -> None:
+    """Prints the version."""
+    from importlib.metadata import version
+
+    Console().print(version("influence"))
+
+
+def main() -> None:
+    """Runs the command line."""
+    try:
+        app.cli(prog="influence")
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Carries out passes where a person can watch: a bar each, with rate and time left."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from influence.fold import Fold
+from influence.types import Batch
+
+SYNC = 0.2
+"""Seconds between waits for the device: often enough to show, too rare to slow it."""
+
+
+class _Rate(ProgressColumn):
+    """How many sequences a second."""
+
+    def render(self, task: Task) -> Text:
+        """Returns the rate of late, or over the whole stage at its end."""
+        speed = task.finished_speed or task.speed
+        return Text(
+            "" if speed is None else f"{speed * task.fields['size']:,.0f} seq/s"
+        )
+
+
+@dataclass
+class Driver:
+    """Runs folds, one stage of a job after the other.
+
+    Attributes:
+      console: where to show progress.
+      seconds: how long each stage has taken so far, by name.
+    """
+
+    console: Console = field(default_factory=Console)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, fold: Fold, batches: Any) -> Any:
+        """Carries out a fold, as a stage named after it."""
+        with self.stage(fold.name), self._bar(fold.name, batches) as advance:
+            state, waited = fold.init(), time.monotonic()
+            for batch in batches:
+                state = fold.update(state, batch)
+                if time.monotonic() - waited > SYNC:
+                    jax.block_until_ready(state)
+                    waited = time.monotonic()
+                advance()
+            return jax.block_until_ready(fold.finish(state))
+
+    def named(self, name: str) -> "Renamed":
+        """Returns the same driver for a fold that is to be shown under another name."""
+        return Renamed(self, name)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage, and says so when it is over."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+        if not self.console.is_terminal:
+            self.console.print(f"{name}: {time.monotonic() - start:.1f} s")
+
+    @contextmanager
+    def _bar(self, name: str, batches: Any) -> Iterator[Any]:
+        columns = (
+            TextColumn("{task.description:<32}"),
+            BarColumn(),
+            _Rate(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        hidden = not self.console.is_terminal
+        with Progress(*columns, console=self.console, disable=hidden) as progress:
+            size = _size(next(iter(batches), ()))
+            task = progress.add_task(name, total=len(batches), size=size)
+            yield lambda: progress.advance(task)
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A driver that shows every fold under one name."""
+
+    driver: Driver
+    name: str
+
+    def __call__(self, fold: Fold, batches: Any) -> Any:
+        """Carries out a fold, as a stage of that name."""
+        return self.driver.run(fold._replace(name=self.name), batches)
+
+
+def _size(batch: Any) -> int:
+    """Returns how many sequences a batch or a chunk of training steps holds."""
+    return len(batch.real_B) if isinstance(batch, Batch) else int(np.size(batch))
