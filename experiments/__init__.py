@@ -1,0 +1,1 @@
+"""One script per published claim; each prints its numbers, the last line as JSON."""
