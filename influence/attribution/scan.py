@@ -60,9 +60,9 @@ def scan(
     check_batches(task, params, batches)
     n_train = len(batches.ids) if n_train is None else n_train
     if form is None:
-        values = run(fold(task, params, query, cheapest), batches)
+        values = run(fold(task, params, query, CHEAPEST), batches)
     else:
-        values = run(fold(task, params, query.in_form(form), reading), batches)
+        values = run(fold(task, params, query.in_form(form), AS_GIVEN), batches)
     dims = {
         "query": list(query.names),
         "train": list(batches.ids),
@@ -72,7 +72,7 @@ def scan(
     return Scores(labelled(values, dims, n_train, dict(query.about)))
 
 
-def reading(
+def _either(
     a_BxTxI: Array, gs: Mapping[str, Array], given: Mapping[str, Any], counted: Array
 ) -> dict[str, Array]:
     """Returns `⟨h, DW⟩` of each example and query, `[B, Q]`, by layer."""
@@ -89,13 +89,17 @@ def reading(
     return {name: score(g, given[name]) for name, g in gs.items()}
 
 
-def cheapest(
+def _cheapest(
     a_BxTxI: Array, gs: Mapping[str, Array], given: Mapping[str, Any], counted: Array
 ) -> dict[str, Array]:
-    """Returns what `reading` does, each layer's queries in the cheaper form."""
+    """Returns what `_either` does, each layer's queries in the cheaper form."""
     examples, positions, _ = a_BxTxI.shape
     forms = {k: cheaper(examples, positions, form)(form) for k, form in given.items()}
-    return reading(a_BxTxI, gs, forms, counted)
+    return _either(a_BxTxI, gs, forms, counted)
+
+
+AS_GIVEN = Reading(_either)
+CHEAPEST = Reading(_cheapest)
 
 
 def cheaper(examples: int, positions: int, form: Dense | Factored) -> Form:

@@ -20,6 +20,7 @@ from influence.attribution.scores import labelled
 from influence.fold import Run, run
 from influence.linalg.contract import contract
 from influence.model.check import check_batches, check_params
+from influence.model.reading import Reading
 from influence.model.task import Task
 from influence.types import Batches, Params
 
@@ -55,7 +56,7 @@ def token_scores(
     check_params(params)
     check_batches(task, params, batches)
     query = query if form is None else query.in_form(form)
-    values = run(fold(task, params, query, reading), batches).sum(-1)
+    values = run(fold(task, params, query, READING), batches).sum(-1)
     dims = {
         "query": list(query.names),
         "train": list(batches.ids),
@@ -65,7 +66,7 @@ def token_scores(
     return labelled(values, dims, n_train, dict(query.about))
 
 
-def reading(
+def _at(
     a_BxTxI: Array, gs: Mapping[str, Array], given: Mapping[str, Any], counted: Array
 ) -> dict[str, Array]:
     """Returns `g_tᵀ h a_t` of each position and query, `[B, T, Q]`, by layer."""
@@ -80,3 +81,6 @@ def reading(
         return contract("btqr,btqr->btq", left, right)
 
     return {name: score(g, given[name]) for name, g in gs.items()}
+
+
+READING = Reading(_at)

@@ -16,6 +16,7 @@ from jax import Array
 
 from influence.fold import Fold
 from influence.linalg.contract import contract, wide
+from influence.model.reading import Reading
 from influence.model.task import Labels, Task, read_loss
 from influence.types import Batch, Layer, Params, named_leaves
 
@@ -45,7 +46,7 @@ def fold(task: Task, params: Params, layers: Sequence[Layer], labels: Labels) ->
     )
 
 
-def reading(
+def _at(
     a_BxTxI: Array, gs: Mapping[str, Array], given: None, counted: Array
 ) -> dict[str, Any]:
     """Returns sums over counted positions: of `a aᵀ`, of each `g gᵀ`, and of ones.
@@ -61,6 +62,9 @@ def reading(
         "gradients": {k: contract("bto,btp->op", g, g) for k, g in gs.items()},
         "positions": weight_BxT.sum(dtype=wide(a.dtype)),
     }
+
+
+READING = Reading(_at)
 
 
 def _weights(a_BxTxI: Array, counted: Array, gs: Mapping[str, Array]) -> Array:
@@ -102,7 +106,7 @@ def _update(
     state: Any,
     batch: Batch,
 ) -> Any:
-    sums = read_loss(task, layers, reading, labels, params, batch, {})
+    sums = read_loss(task, layers, READING, labels, params, batch, {})
     return jax.tree.map(lambda x, y: x + y.astype(x.dtype), state, sums)
 
 

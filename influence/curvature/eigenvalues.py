@@ -16,6 +16,7 @@ from jax import Array
 
 from influence.fold import Fold
 from influence.linalg.contract import contract
+from influence.model.reading import Reading
 from influence.model.task import Labels, Task, read_loss
 from influence.types import Batch, Layer, Params
 
@@ -61,7 +62,7 @@ def fold(
     )
 
 
-def reading(
+def _at(
     a_BxTxI: Array, gs: Mapping[str, Array], given: Any, counted: Array
 ) -> dict[str, Array]:
     """Returns the sum over examples of squared gradients in the eigenbasis.
@@ -87,6 +88,19 @@ def reading(
             d = contract("boi,op,ij->bpj", d, q_outs[name], q_in)
         squares[name] = (d**2).sum(0)
     return squares
+
+
+def _of(ds: Mapping[str, Array], given: Any, counted: Array) -> dict[str, Array]:
+    """Returns the same from each example's gradient, `[B, O, I]`."""
+    del counted
+    q_in, q_outs = given
+    return {
+        name: (contract("boi,op,ij->bpj", d, q_outs[name], q_in) ** 2).sum(0)
+        for name, d in ds.items()
+    }
+
+
+READING = Reading(_at, _of)
 
 
 def _init(layers: Sequence[Layer], basis: Basis) -> Any:
@@ -117,7 +131,7 @@ def _update(
         reads: (basis.inputs[reads], {name: basis.gradients[name] for name in group})
         for reads, group in names.items()
     }
-    found = read_loss(task, layers, reading, labels, params, batch, given, draw=1)
+    found = read_loss(task, layers, READING, labels, params, batch, given, draw=1)
     flat = {name: x for group in found.values() for name, x in group.items()}
     lam = jax.tree.map(lambda x, y: x + y.astype(x.dtype), lam, flat)
     return lam, sequences + batch.real_B.sum(dtype=jnp.uint32)

@@ -16,6 +16,7 @@ from jax import Array
 from influence.linalg.contract import contract
 from influence.model.jaxprs import aval
 from influence.model.product import matrix
+from influence.model.reading import Reading
 from influence.model.task import Empirical, Task, losses, read_loss
 from influence.model.trace import trace
 from influence.types import Batch, Batches, Layer, Params, named_leaves
@@ -128,7 +129,9 @@ def _read(
     given: dict[str, dict] = {x.reads: {} for x in layers}
     for x in layers:
         given[x.reads][x.name] = probes[x.name]
-    found = read_loss(task, layers, _project, Empirical(), params, batch, given)
+    found = read_loss(
+        task, layers, Reading(_project), Empirical(), params, batch, given
+    )
     return {name: x for group in found.values() for name, x in group.items()}
 
 

@@ -27,13 +27,23 @@ from influence.model.product import Product
 from influence.model.trace import Program
 from influence.types import Inputs, Layer, Params
 
-Reading = Callable[[Array, Mapping[str, Array], Any, Any], Any]
-"""What to compute where products read one activation.
 
-`(a_BxTxI, {layer: g_BxTxO}, given, common) -> statistics`. `a` ends in a column of ones
-where the layers have a bias, so that `g^T a` is the gradient of `[W b]`. `given` are
-the arrays passed in for these layers, `common` those passed in for all.
-"""
+class Reading(NamedTuple):
+    """What to compute of layers.
+
+    Attributes:
+      at: `(a_BxTxI, {layer: g_BxTxO}, given, common) -> statistics`, where products
+        read one activation. `a` ends in a column of ones where the layers have a bias,
+        so that `gᵀ a` is the gradient of `[W b]`. `given` are the arrays passed in for
+        these layers, `common` those passed in for all.
+      of: `({layer: d_BxOxI}, given, common) -> statistics`, the same from each
+        example's gradient: for a layer whose weight is used several times, where
+        gradients have to be summed over the uses first. None if the statistics of the
+        uses add up.
+    """
+
+    at: Callable[[Array, Mapping[str, Array], Any, Any], Any]
+    of: Callable[[Mapping[str, Array], Any, Any], Any] | None = None
 
 
 def read(
@@ -150,7 +160,7 @@ class _Tap(NamedTuple):
             a = jnp.concatenate([a, jnp.ones_like(a, shape=(*a.shape[:-1], 1))], -1)
         named = zip(self.layers, self.products, gs, strict=True)
         outputs = {layer.name: product.gradient(g) for layer, product, g in named}
-        reading = self.reading
+        reading = self.reading.at
         for _ in first.stack:
             reading = jax.vmap(reading, in_axes=(0, 0, 0, None))
         return reading(a, outputs, given, common)

@@ -8,7 +8,7 @@ from flax import linen
 
 from influence.linalg.contract import contract
 from influence.model.product import matrix
-from influence.model.reading import read
+from influence.model.reading import Reading, read
 from influence.model.task import Empirical, losses, read_loss
 from influence.model.trace import select, trace
 from influence.types import named_leaves
@@ -18,10 +18,13 @@ FLOAT64 = 1e-10  # sums of a few hundred products of numbers near one, in float6
 FLOAT32 = 2e-4  # the same in float32, through two blocks and a softmax
 
 
-def gradients(a, gs, given, common):
+def _gradients(a, gs, given, common):
     """Reads each example's gradient."""
     del given, common
     return {name: contract("bto,bti->boi", g, a) for name, g in gs.items()}
+
+
+gradients = Reading(_gradients)
 
 
 def read_all(case, layers):
