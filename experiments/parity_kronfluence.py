@@ -32,7 +32,7 @@ from safetensors.numpy import load_file
 import influence
 from influence.curvature import covariance
 from influence.fold import run as plain
-from influence.linalg.kronecker import Inverse
+from influence.linalg.damping import Inverse
 from influence.model.task import losses
 from influence.model.trace import select, trace
 from influence.runtime.driver import Driver
@@ -206,8 +206,8 @@ def _golden(
     for x in curvature.layers:
         name = x.name.removesuffix(".weight")
         for kind, found in (
-            ("activation", moments.inputs[x.reads]),
-            ("gradient", moments.gradients[x.name]),
+            ("activation", moments.inputs[x.reads][0]),
+            ("gradient", moments.gradients[x.name][0]),
         ):
             total = arrays[f"cov/{kind}_covariance/{name}"]
             count = arrays[f"cov/num_{kind}_covariance_processed/{name}"]
@@ -279,8 +279,8 @@ def reference(folder: Path) -> Errors:
     for x in curvature.layers:
         name = x.name.removesuffix(".weight")
         for kind, found in (
-            ("activation", moments.inputs[x.reads]),
-            ("gradient", moments.gradients[x.name]),
+            ("activation", moments.inputs[x.reads][0]),
+            ("gradient", moments.gradients[x.name][0]),
         ):
             total = theirs[f"{kind}_covariance"][name]
             count = theirs[f"num_{kind}_covariance_processed"][name]

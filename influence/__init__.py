@@ -15,10 +15,10 @@ from influence.attribution.query import query as query
 from influence.attribution.scan import scan as scan
 from influence.attribution.scores import Scores as Scores
 from influence.attribution.tokens import token_scores as token_scores
-from influence.curvature.ekfac import Curvature as Curvature
 from influence.curvature.ekfac import fit as fit
-from influence.linalg.kronecker import Absolute as Absolute
-from influence.linalg.kronecker import Relative as Relative
+from influence.curvature.operator import Curvature as Curvature
+from influence.linalg.damping import Absolute as Absolute
+from influence.linalg.damping import Relative as Relative
 from influence.model.coverage import layers as layers
 from influence.model.examples import Examples as Examples
 from influence.model.examples import sequences as sequences

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from influence.curvature.ekfac import Curvature
-from influence.linalg.kronecker import Inverse, Relative
+from influence.curvature.operator import Curvature
+from influence.linalg.damping import Inverse, Relative
 from influence.model.check import check_params
 from influence.model.examples import prompted
 from influence.model.product import matrix
@@ -133,7 +133,7 @@ def query(
     }
     about = {
         "damping": str(inverse),
-        "curvature": f"EK-FAC, labels {curvature.labels}",
+        "curvature": f"{curvature.method}, labels {curvature.labels}",
         "curvature_sequences": curvature.sequences,
         "query_rank": "full" if rank is None else rank,
     }

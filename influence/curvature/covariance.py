@@ -1,12 +1,18 @@
 """Covariances of what goes into a layer and of the gradient that comes back out of it.
 
-`A = E[a aᵀ]` and `S = E[g gᵀ]`, every counted position a sample, as if positions were
-independent (Grosse et al. 2023, section 2.3.2; Martens & Grosse 2015). Only their
-eigenvectors are used: how much curvature there is along each pair of eigenvectors is
-measured afterwards, without that assumption (`eigenvalues.py`).
+Only their eigenvectors are used by EK-FAC: how much curvature there is along each pair
+of eigenvectors is measured afterwards (`eigenvalues.py`). Two ways to choose them:
+
+* `PerToken`: `A = E[a aᵀ]`, `S = E[g gᵀ]`, every counted position a sample, as if
+  positions were independent (Martens & Grosse 2015; Grosse et al. 2023, section 2.3.2).
+* `PerSequence`: `A = E[DWᵀ DW]`, `S = E[DW DWᵀ]` with `DW` the gradient of a whole
+  sequence, correlation between positions included: the factors of Shampoo (Gupta et al.
+  2018; as the basis of EK-FAC, Eschenhagen et al. 2025).
 """
 
+import abc
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,56 +21,134 @@ import jax.numpy as jnp
 from jax import Array
 
 from influence.fold import Fold
+from influence.linalg.basis import split
 from influence.linalg.contract import contract, wide
 from influence.model.reading import Reading
 from influence.model.task import Labels, Task, read_loss
 from influence.types import Batch, Layer, Params, named_leaves
 
+Moments = tuple[Array, ...]
+"""One side's second moments: blocks `[*stack, n, n]`, or its diagonal `[*stack, N]`."""
+
 
 class Covariances(NamedTuple):
-    """Second moments of every layer, averaged over counted positions.
+    """Second moments of every layer, averaged over samples.
 
     Attributes:
-      inputs: `A`, `[*stack, I, I]`, by the layers' `reads`.
-      gradients: `S`, `[*stack, O, O]`, by layer.
-      positions: how many positions were counted, by the layers' `reads`.
+      inputs: `A`, by the layers' `reads`.
+      gradients: `S`, by layer.
+      positions: how many samples were averaged over, by the layers' `reads`.
+      sequences: how many sequences they came from.
     """
 
-    inputs: dict[str, Array]
-    gradients: dict[str, Array]
+    inputs: dict[str, Moments]
+    gradients: dict[str, Moments]
     positions: dict[str, int]
+    sequences: int
 
 
-def fold(task: Task, params: Params, layers: Sequence[Layer], labels: Labels) -> Fold:
-    """Returns the pass that computes `Covariances`."""
-    layers = tuple(layers)
-    return Fold(
-        "covariances",
-        init=partial(_init, params, layers),
-        update=partial(_update, task, layers, labels, params),
-        finish=partial(_finish, layers),
-    )
+@dataclass(frozen=True)
+class Factors(abc.ABC):
+    """How the sides of a layer are looked at.
 
-
-def _at(
-    a_BxTxI: Array, gs: Mapping[str, Array], given: None, counted: Array
-) -> dict[str, Any]:
-    """Returns sums over counted positions: of `a aᵀ`, of each `g gᵀ`, and of ones.
-
-    The gradient is zero at every position that is not counted, by their definition, so
-    only the inputs need the mask.
+    Attributes:
+      blocks: into how many blocks along the diagonal each covariance is cut (Grosse et
+        al. 2023, appendix A). Memory and eigendecompositions shrink by as much.
+      widest: sides with blocks longer than this keep the standard basis, and only the
+        diagonal of their covariance is formed: for heads over large vocabularies.
     """
-    del given
-    weight_BxT = _weights(a_BxTxI, counted, gs)
-    a = a_BxTxI * weight_BxT[..., None]
-    return {
-        "inputs": contract("bti,btj->ij", a, a),
-        "gradients": {k: contract("bto,btp->op", g, g) for k, g in gs.items()},
-        "positions": weight_BxT.sum(dtype=wide(a.dtype)),
-    }
+
+    blocks: int = 1
+    widest: int = 16384
+
+    def __post_init__(self) -> None:
+        """Raises for a number of blocks there can't be."""
+        if self.blocks < 1:
+            raise ValueError(f"A covariance has 1 block or more, not {self.blocks}.")
+
+    def inputs(self, layer: Layer) -> tuple[int, ...]:
+        """Returns the lengths of the blocks of a layer's input side."""
+        return split(layer.columns, self.blocks, self.widest)
+
+    def outputs(self, layer: Layer) -> tuple[int, ...]:
+        """Returns the lengths of the blocks of a layer's output side."""
+        return split(layer.outputs, self.blocks, self.widest)
+
+    @abc.abstractmethod
+    def grouped(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+        """Returns the layers, told which of them share an input side."""
+
+    @abc.abstractmethod
+    def reading(self, layers: Sequence[Layer]) -> Reading:
+        """Returns the reading that sums the samples' second moments."""
 
 
-READING = Reading(_at)
+@dataclass(frozen=True)
+class PerToken(Factors):
+    """Every counted position is a sample, as if positions were independent."""
+
+    def grouped(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+        """Returns the layers: those that read one activation share its covariance."""
+        return tuple(layers)
+
+    def reading(self, layers: Sequence[Layer]) -> Reading:
+        """Returns the reading that sums `a aᵀ` and `g gᵀ` over counted positions.
+
+        The gradient is zero at every position that is not counted, by their definition,
+        so only the inputs need the mask.
+        """
+        own = {x.name: x for x in layers}
+
+        def at(a_BxTxI, gs, given, counted):
+            del given
+            weight_BxT = _weights(a_BxTxI, counted, gs)
+            first = own[next(iter(gs))]
+            return {
+                "inputs": moments(a_BxTxI * weight_BxT[..., None], self.inputs(first)),
+                "gradients": {
+                    k: moments(g, self.outputs(own[k])) for k, g in gs.items()
+                },
+                "positions": weight_BxT.sum(dtype=wide(a_BxTxI.dtype)),
+            }
+
+        return Reading(at)
+
+
+@dataclass(frozen=True)
+class PerSequence(Factors):
+    """Every sequence's gradient is a sample; costs `O I (T + O + I)` an example."""
+
+    def grouped(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+        """Returns the layers, each with an input side of its own."""
+        return tuple(x._replace(reads=x.name) for x in layers)
+
+    def reading(self, layers: Sequence[Layer]) -> Reading:
+        """Returns the reading that sums `DWᵀ DW` and `DW DWᵀ` over sequences."""
+        own = {x.name: x for x in layers}
+
+        def at(a_BxTxI, gs, given, counted):
+            ds = {k: contract("bto,bti->boi", g, a_BxTxI) for k, g in gs.items()}
+            return of(ds, given, counted)
+
+        def of(ds, given, counted):
+            del given
+            ((name, d),) = ds.items()
+            return {
+                "inputs": moments(d, self.inputs(own[name])),
+                "gradients": {name: moments(d.mT, self.outputs(own[name]))},
+                "positions": counted.any(1).sum(dtype=wide(d.dtype)),
+            }
+
+        return Reading(at, of)
+
+
+def moments(x_BxTxN: Array, blocks: tuple[int, ...]) -> Moments:
+    """Returns `Σ x xᵀ` block by block along the diagonal, or `Σ x²` without blocks."""
+    if not blocks:
+        return (contract("bti,bti->i", x_BxTxN, x_BxTxN),)
+    ends = [sum(blocks[: i + 1]) for i in range(len(blocks) - 1)]
+    parts = jnp.split(x_BxTxN, ends, axis=-1)
+    return tuple(contract("bti,btj->ij", x, x) for x in parts)
 
 
 def _weights(a_BxTxI: Array, counted: Array, gs: Mapping[str, Array]) -> Array:
@@ -82,40 +166,76 @@ def _weights(a_BxTxI: Array, counted: Array, gs: Mapping[str, Array]) -> Array:
     return jnp.broadcast_to(counted, (examples, positions)).astype(a_BxTxI.dtype)
 
 
-def _init(params: Params, layers: Sequence[Layer]) -> dict[str, Any]:
+def fold(
+    task: Task,
+    params: Params,
+    layers: Sequence[Layer],
+    labels: Labels,
+    factors: Factors = PerToken(),
+) -> Fold:
+    """Returns the pass that computes `Covariances`."""
+    layers = tuple(layers)
+    return Fold(
+        "covariances",
+        init=partial(_init, params, layers, factors),
+        update=partial(_update, task, layers, factors, labels, params),
+        finish=partial(_finish, layers),
+    )
+
+
+def _init(params: Params, layers: Sequence[Layer], factors: Factors) -> Any:
     weights = named_leaves(params)
     sums: dict[str, Any] = {}
     for x in layers:
         dtype = wide(weights[x.name].dtype)
         empty = {
-            "inputs": jnp.zeros((*x.stack, x.columns, x.columns), dtype),
+            "inputs": _empty(x.stack, x.columns, factors.inputs(x), dtype),
             "gradients": {},
             "positions": jnp.zeros(x.stack, jnp.uint32),
         }
         gradients = sums.setdefault(x.reads, empty)["gradients"]
-        gradients[x.name] = jnp.zeros((*x.stack, x.outputs, x.outputs), dtype)
-    return sums
+        gradients[x.name] = _empty(x.stack, x.outputs, factors.outputs(x), dtype)
+    return sums, jnp.uint32(0)
 
 
-@jax.jit(static_argnums=(0, 1, 2), donate_argnums=4)
+def _empty(
+    stack: tuple[int, ...], size: int, blocks: tuple[int, ...], dtype: Any
+) -> Moments:
+    shapes = [(n, n) for n in blocks] or [(size,)]
+    return tuple(jnp.zeros((*stack, *shape), dtype) for shape in shapes)
+
+
+@jax.jit(static_argnums=(0, 1, 2, 3), donate_argnums=5)
 def _update(
     task: Task,
     layers: tuple[Layer, ...],
+    factors: Factors,
     labels: Labels,
     params: Params,
     state: Any,
     batch: Batch,
 ) -> Any:
-    sums = read_loss(task, layers, READING, labels, params, batch, {})
-    return jax.tree.map(lambda x, y: x + y.astype(x.dtype), state, sums)
+    sums, sequences = state
+    reading = factors.reading(layers)
+    found = read_loss(task, layers, reading, labels, params, batch, {})
+    sums = jax.tree.map(lambda x, y: x + y.astype(x.dtype), sums, found)
+    return sums, sequences + batch.real_B.sum(dtype=jnp.uint32)
 
 
-def _finish(layers: Sequence[Layer], sums: Any) -> Covariances:
+def _finish(layers: Sequence[Layer], state: Any) -> Covariances:
+    sums, sequences = state
     inputs, gradients, positions = {}, {}, {}
     for layer in layers:
         group = sums[layer.reads]
-        count = group["positions"][..., None, None].astype(group["inputs"].dtype)
-        inputs[layer.reads] = group["inputs"] / count
-        gradients[layer.name] = group["gradients"][layer.name] / count
-        positions[layer.reads] = int(group["positions"].max())
-    return Covariances(inputs, gradients, positions)
+        count = group["positions"]
+        inputs[layer.reads] = _mean(group["inputs"], count)
+        gradients[layer.name] = _mean(group["gradients"][layer.name], count)
+        positions[layer.reads] = int(count.max())
+    return Covariances(inputs, gradients, positions, int(sequences))
+
+
+def _mean(sums: Moments, count: Array) -> Moments:
+    return tuple(
+        x / count.reshape(*count.shape, *[1] * (x.ndim - count.ndim)).astype(x.dtype)
+        for x in sums
+    )

@@ -15,22 +15,23 @@ import jax.numpy as jnp
 from jax import Array
 
 from influence.fold import Fold
-from influence.linalg.contract import contract
+from influence.linalg.basis import Basis
+from influence.linalg.contract import contract, wide
 from influence.model.reading import Reading
 from influence.model.task import Labels, Task, read_loss
-from influence.types import Batch, Layer, Params
+from influence.types import Batch, Layer, Params, named_leaves
 
 
-class Basis(NamedTuple):
-    """Eigenvectors, in columns.
+class Bases(NamedTuple):
+    """The bases eigenvalues are measured in.
 
     Attributes:
-      inputs: `Q_A`, `[*stack, I, I]`, by the layers' `reads`.
-      gradients: `Q_S`, `[*stack, O, O]`, by layer.
+      inputs: `Q_A`, by the layers' `reads`.
+      outputs: `Q_S`, by layer.
     """
 
-    inputs: dict[str, Array]
-    gradients: dict[str, Array]
+    inputs: dict[str, Basis]
+    outputs: dict[str, Basis]
 
 
 class Eigenvalues(NamedTuple):
@@ -50,14 +51,14 @@ def fold(
     params: Params,
     layers: Sequence[Layer],
     labels: Labels,
-    basis: Basis,
+    bases: Bases,
 ) -> Fold:
-    """Returns the pass that computes `Eigenvalues` in a basis."""
+    """Returns the pass that computes `Eigenvalues` in some bases."""
     layers = tuple(layers)
     return Fold(
         "eigenvalues",
-        init=partial(_init, layers, basis),
-        update=partial(_update, task, layers, labels, params, basis),
+        init=partial(_init, params, layers),
+        update=partial(_update, task, layers, labels, params, bases),
         finish=_finish,
     )
 
@@ -71,23 +72,27 @@ def _at(
     than gradients where that is the smaller product: `T (O² + I²)` multiplications an
     example against `O I (O + I)`.
     """
-    del counted
     q_in, q_outs = given
-    _, positions, inputs = a_BxTxI.shape
-    rotated = contract("bti,ij->btj", a_BxTxI, q_in)
-    squares = {}
+    turned = q_in.into(a_BxTxI)
+    squares, whole = {}, {}
     for name, g in gs.items():
-        outputs = g.shape[-1]
-        if positions * (outputs**2 + inputs**2) <= outputs * inputs * (
-            outputs + inputs
-        ):
-            g = contract("bto,op->btp", g, q_outs[name])
-            d = contract("bto,bti->boi", g, rotated)
+        if _positions_first(a_BxTxI.shape, g.shape, q_in, q_outs[name]):
+            d = contract("bto,bti->boi", q_outs[name].into(g), turned)
+            squares[name] = (d**2).sum(0)
         else:
-            d = contract("bto,bti->boi", g, a_BxTxI)
-            d = contract("boi,op,ij->bpj", d, q_outs[name], q_in)
-        squares[name] = (d**2).sum(0)
-    return squares
+            whole[name] = contract("bto,bti->boi", g, a_BxTxI)
+    return {**squares, **_of(whole, given, counted)}
+
+
+def _positions_first(
+    a: Sequence[int], g: Sequence[int], q_in: Basis, q_out: Basis
+) -> bool:
+    """Returns whether rotating every position takes fewer multiplications."""
+    _, positions, inputs = a
+    outputs = g[-1]
+    cost_in, cost_out = (sum(q.shape[-1] ** 2 for q in x.blocks) for x in (q_in, q_out))
+    whole = outputs * cost_in + inputs * cost_out
+    return positions * (cost_in + cost_out) <= whole
 
 
 def _of(ds: Mapping[str, Array], given: Any, counted: Array) -> dict[str, Array]:
@@ -95,7 +100,7 @@ def _of(ds: Mapping[str, Array], given: Any, counted: Array) -> dict[str, Array]
     del counted
     q_in, q_outs = given
     return {
-        name: (contract("boi,op,ij->bpj", d, q_outs[name], q_in) ** 2).sum(0)
+        name: (q_outs[name].into(q_in.into(d).mT) ** 2).sum(0).mT
         for name, d in ds.items()
     }
 
@@ -103,11 +108,10 @@ def _of(ds: Mapping[str, Array], given: Any, counted: Array) -> dict[str, Array]
 READING = Reading(_at, _of)
 
 
-def _init(layers: Sequence[Layer], basis: Basis) -> Any:
+def _init(params: Params, layers: Sequence[Layer]) -> Any:
+    weights = named_leaves(params)
     lam = {
-        x.name: jnp.zeros(
-            (*x.stack, x.outputs, x.columns), basis.gradients[x.name].dtype
-        )
+        x.name: jnp.zeros((*x.stack, x.outputs, x.columns), wide(weights[x.name].dtype))
         for x in layers
     }
     return lam, jnp.uint32(0)
@@ -119,7 +123,7 @@ def _update(
     layers: tuple[Layer, ...],
     labels: Labels,
     params: Params,
-    basis: Basis,
+    bases: Bases,
     state: Any,
     batch: Batch,
 ) -> Any:
@@ -128,7 +132,7 @@ def _update(
     for x in layers:
         names.setdefault(x.reads, []).append(x.name)
     given = {
-        reads: (basis.inputs[reads], {name: basis.gradients[name] for name in group})
+        reads: (bases.inputs[reads], {name: bases.outputs[name] for name in group})
         for reads, group in names.items()
     }
     found = read_loss(task, layers, READING, labels, params, batch, given, draw=1)

@@ -24,3 +24,11 @@ def contract(subscripts: str, *operands: Array) -> Array:
     if len(kinds) > 1:
         operands = tuple(x.astype(into) for x in operands)
     return jnp.einsum(subscripts, *operands, preferred_element_type=into)
+
+
+def multiply(x: Array, y: Array) -> Array:
+    """Returns the matrix product `x @ y`, accumulated in float32 at least."""
+    into = wide(x.dtype, y.dtype)
+    if x.dtype != y.dtype:
+        x, y = x.astype(into), y.astype(into)
+    return jnp.matmul(x, y, preferred_element_type=into)

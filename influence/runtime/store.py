@@ -23,7 +23,8 @@ import xarray as xr
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from influence.curvature.ekfac import Curvature
+from influence.curvature.operator import Curvature
+from influence.linalg.basis import Basis
 from influence.linalg.kronecker import Kronecker
 from influence.types import Layer
 
@@ -169,14 +170,17 @@ def write_curvature(curvature: Curvature) -> Writer:
     arrays = {}
     for x in curvature.layers:
         block = curvature.blocks[x.name]
-        arrays[f"q_in/{x.reads}"] = np.asarray(block.q_in_IxI)
-        arrays[f"q_out/{x.name}"] = np.asarray(block.q_out_OxO)
+        for i, q in enumerate(block.inputs.blocks):
+            arrays[f"q_in/{i}/{x.reads}"] = np.asarray(q)
+        for i, q in enumerate(block.outputs.blocks):
+            arrays[f"q_out/{i}/{x.name}"] = np.asarray(q)
         arrays[f"lam/{x.name}"] = np.asarray(block.lam_OxI)
     about = {
         "layers": json.dumps([x._asdict() for x in curvature.layers]),
         "positions": str(curvature.positions),
         "sequences": str(curvature.sequences),
         "labels": curvature.labels,
+        "method": curvature.method,
     }
     return lambda path: save_file(arrays, path, metadata=about)
 
@@ -190,8 +194,8 @@ def read_curvature(path: Path) -> Curvature:
     layers = tuple(_layer(x) for x in json.loads(about["layers"]))
     blocks = {
         x.name: Kronecker(
-            arrays[f"q_in/{x.reads}"],
-            arrays[f"q_out/{x.name}"],
+            _basis(arrays, "q_in", x.reads),
+            _basis(arrays, "q_out", x.name),
             arrays[f"lam/{x.name}"],
         )
         for x in layers
@@ -202,7 +206,15 @@ def read_curvature(path: Path) -> Curvature:
         int(about["positions"]),
         int(about["sequences"]),
         about["labels"],
+        about["method"],
     )
+
+
+def _basis(arrays: Mapping[str, Any], side: str, name: str) -> Basis:
+    blocks = []
+    while (q := arrays.get(f"{side}/{len(blocks)}/{name}")) is not None:
+        blocks.append(q)
+    return Basis(tuple(blocks))
 
 
 def _layer(fields: Mapping[str, Any]) -> Layer:

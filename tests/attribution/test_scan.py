@@ -10,7 +10,7 @@ import pytest
 import influence
 from influence.attribution.query import Dense, Factored, dense, factored
 from influence.attribution.scan import cheaper
-from influence.linalg.kronecker import Relative
+from influence.linalg.damping import Relative
 from influence.model.product import matrix
 from influence.model.task import Empirical, losses
 from influence.types import named_leaves, rows

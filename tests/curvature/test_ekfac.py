@@ -10,12 +10,11 @@ import pytest
 import influence
 from influence.curvature import covariance
 from influence.fold import run
-from influence.linalg.kronecker import Absolute, Relative
-from influence.model.product import matrix
-from influence.model.task import Empirical, LanguageModel, Sampled, losses
+from influence.linalg.damping import Absolute, Relative
+from influence.model.task import Empirical, LanguageModel, Sampled
 from influence.model.trace import select, trace
-from influence.types import named_leaves
 from tests import cases
+from tests.curvature import exact
 
 ROUNDING = 1e-10  # float64, sums of a few hundred products of numbers near one
 
@@ -27,29 +26,13 @@ def fitted(name, bias, labels=Empirical(), size=3):
     return case, influence.fit(case.task, case.params, batches, labels=labels)
 
 
-def gradients(case, layers):
-    """Returns each example's gradient, `[B, *stack, O, I]`, by `vmap(grad)`."""
-    (batch,) = case.examples.batches(len(case.examples))
-
-    def loss(params, row):
-        one = jax.tree.map(lambda x: x[None], row)
-        outputs = case.task.outputs(params, one.inputs)
-        return losses(case.task, outputs, case.task.labels(one.inputs), one).sum()
-
-    found = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(
-        case.params, jax.tree.map(jnp.asarray, batch)
-    )
-    leaves = named_leaves(found)
-    return {x.name: jax.vmap(lambda y, x=x: matrix(x, y))(leaves) for x in layers}
-
-
 @pytest.mark.parametrize(("name", "bias"), cases.ALL, ids=cases.IDS)
 def test_eigenvalues_are_the_diagonal_of_the_exact_fisher(name, bias):
     case, curvature = fitted(name, bias)
-    exact = gradients(case, curvature.layers)
+    grads = exact.gradients(case, curvature.layers)
     for x in curvature.layers:
         block = curvature.blocks[x.name]
-        rotated = jax.vmap(block.rotate)(exact[x.name])
+        rotated = jax.vmap(block.rotate)(grads[x.name])
         # `diag(Qᵀ E[v vᵀ] Q) = E[(Qᵀ v)²]`, with the exact per-sequence gradients `v`.
         expected = (rotated**2).mean(0)
         scale = float(expected.max())
@@ -67,18 +50,12 @@ def test_eigenvectors_are_those_of_covariances_over_counted_positions(name):
     fold = covariance.fold(case.task, case.params, layers, Empirical())
     found = run(fold, case.examples.batches(2))
 
-    # The head's input and output gradient can be had by hand.
-    params, inputs = case.params, case.examples.inputs
-    hidden = case.task.apply({**params, "head": jnp.eye(cases.D)}, inputs["tokens"])
-    logits = hidden @ params["head"]
-    labels, counts = case.task.labels(inputs), case.task.counts(inputs)
-    g = jax.nn.softmax(logits) - jax.nn.one_hot(labels, cases.V, dtype=logits.dtype)
-    g, a = (x[np.asarray(counts)] for x in (g, hidden))
-    # Every sequence here is one document whose labels all count, so the counted
-    # positions are those with a label.
-    assert found.positions["head"] == len(a) == int(counts.sum())
-    np.testing.assert_allclose(found.inputs["head"], a.T @ a / len(a), atol=ROUNDING)
-    np.testing.assert_allclose(found.gradients["head"], g.T @ g / len(a), atol=ROUNDING)
+    a, g = exact.head(case)
+    assert found.positions["head"] == len(a)
+    np.testing.assert_allclose(found.inputs["head"][0], a.T @ a / len(a), atol=ROUNDING)
+    np.testing.assert_allclose(
+        found.gradients["head"][0], g.T @ g / len(a), atol=ROUNDING
+    )
 
 
 @pytest.mark.parametrize("inverse", [Relative(0.1), Absolute(1e-3)])
@@ -114,7 +91,7 @@ def test_multiply_is_the_dense_matrix():
 
 def test_ekfac_is_closer_to_the_exact_block_than_kfac():
     case, curvature = fitted("raw-loop", True)
-    exact = gradients(case, curvature.layers)
+    grads = exact.gradients(case, curvature.layers)
     (batch,) = case.examples.batches(len(case.examples))
     program = trace(case.task.outputs, case.params, batch.inputs)
     layers = select(program, "*")
@@ -124,10 +101,12 @@ def test_ekfac_is_closer_to_the_exact_block_than_kfac():
     )
     positions = float(case.task.counts(case.examples.inputs).sum())
     for x in curvature.layers:
-        flat = exact[x.name].reshape(len(case.examples), -1)
+        flat = grads[x.name].reshape(len(case.examples), -1)
         block = flat.T @ flat / len(flat)
         scale = positions / len(flat)  # positions a sequence: K-FAC's units are theirs
-        kfac = scale * jnp.kron(moments.gradients[x.name], moments.inputs[x.reads])
+        kfac = scale * jnp.kron(
+            moments.gradients[x.name][0], moments.inputs[x.reads][0]
+        )
         errors = [
             float(jnp.linalg.norm(block - y))
             for y in (curvature.blocks[x.name].dense(), kfac)

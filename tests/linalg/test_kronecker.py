@@ -5,31 +5,58 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from influence.linalg.basis import Basis, eigen, split
 from influence.linalg.contract import contract
-from influence.linalg.kronecker import Absolute, Kronecker, Relative, eigenvectors
+from influence.linalg.damping import Absolute, Relative
+from influence.linalg.kronecker import Kronecker
 
 ROUNDING = 1e-12  # float64, products of matrices with orthonormal columns
 
 
-def operator(*stack, outputs=4, inputs=3):
-    keys = jax.random.split(jax.random.key(0), 3)
+def basis(stack, *lengths):
+    """Returns eigenvectors of random blocks of some lengths."""
+    keys = jax.random.split(jax.random.key(sum(lengths)), max(1, len(lengths)))
     square = [
         jax.random.normal(k, (*stack, n, n), jnp.float64)
-        for k, n in zip(keys, (inputs, outputs), strict=False)
+        for k, n in zip(keys, lengths, strict=False)
     ]
-    q_in, q_out = (eigenvectors(x @ jnp.matrix_transpose(x)) for x in square)
-    lam = jax.random.uniform(keys[2], (*stack, outputs, inputs), jnp.float64)
-    return Kronecker(q_in, q_out, lam)
+    return Basis(tuple(eigen(x @ x.mT)[1] for x in square))
 
 
+# How the sides of a matrix of four outputs and three inputs can be cut.
+SIDES = {
+    "whole": ((4,), (3,)),
+    "in blocks": ((2, 2), (2, 1)),
+    "one side standard": ((), (3,)),
+    "both sides standard": ((), ()),
+}
+
+
+def operator(*stack, sides="whole"):
+    outputs, inputs = SIDES[sides]
+    lam = jax.random.uniform(jax.random.key(2), (*stack, 4, 3), jnp.float64)
+    return Kronecker(basis(stack, *inputs), basis(stack, *outputs), lam)
+
+
+@pytest.mark.parametrize("sides", SIDES)
 @pytest.mark.parametrize("stack", [(), (2,), (2, 3)])
-def test_multiply_is_the_dense_matrix(stack):
-    block = operator(*stack)
+def test_multiply_is_the_dense_matrix(stack, sides):
+    block = operator(*stack, sides=sides)
     v = jax.random.normal(jax.random.key(1), block.lam_OxI.shape, jnp.float64)
     flat = v.reshape(*stack, -1)
     expected = jnp.einsum("...ij,...j->...i", block.dense(), flat)
     found = block.multiply(v).reshape(*stack, -1)
     np.testing.assert_allclose(found, expected, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_rotating_back_undoes_rotating(sides):
+    block = operator(2, sides=sides)
+    v = jax.random.normal(jax.random.key(1), block.lam_OxI.shape, jnp.float64)
+    np.testing.assert_allclose(block.unrotate(block.rotate(v)), v, atol=ROUNDING)
+    np.testing.assert_allclose(
+        jnp.linalg.norm(block.rotate(v)), jnp.linalg.norm(v), rtol=ROUNDING
+    )
 
 
 @pytest.mark.parametrize("inverse", [Relative(0.1), Absolute(1e-3)])
@@ -41,16 +68,18 @@ def test_solve_inverts_the_damped_matrix(inverse):
     np.testing.assert_allclose(damped.multiply(block.solve(v, inverse)), v, atol=1e-11)
 
 
-def test_relative_damping_is_each_matrix_s_own():
-    lam = jnp.stack([jnp.full((2, 2), 1.0), jnp.full((2, 2), 3.0)])
-    found = Relative(0.5)(lam)
-    np.testing.assert_allclose(found[:, 0, 0], [1 / 1.5, 1 / 4.5])
+def test_a_side_is_cut_evenly_and_kept_whole_if_it_is_too_long():
+    assert split(7, 1, 7) == (7,)
+    assert split(7, 2, 7) == (4, 3)
+    assert split(3, 9, 7) == (1, 1, 1)
+    assert split(7, 1, 6) == ()
+    assert split(7, 2, 4) == (4, 3)
 
 
 def test_eigenvectors_diagonalise_in_float64_whatever_comes_in():
     x = jax.random.normal(jax.random.key(0), (5, 5), jnp.float32)
     covariance = x @ x.T
-    q = eigenvectors(covariance)
+    _, q = eigen(covariance)
     assert q.dtype == jnp.float32
     rotated = np.array(q, float).T @ np.array(covariance, float) @ np.array(q, float)
     off = rotated - np.diag(np.diag(rotated))

@@ -1,0 +1,121 @@
+"""The curvature of a model's loss as a value, layer by layer.
+
+    G ≈ ⊕_layers  Q diag(Λ) Qᵀ,   Q = Q_S ⊗ Q_A
+
+Whatever it was fitted by (EK-FAC, K-FAC, only a diagonal), it multiplies, solves,
+prints and is saved in the same way.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from influence.linalg.damping import Inverse, Relative
+from influence.linalg.kronecker import Kronecker
+from influence.types import Layer, rows
+
+Gradients = Mapping[str, Array]
+"""A matrix gradient for each layer, `[..., *stack, O, I]`, by the layer's name."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["blocks"],
+    meta_fields=["layers", "positions", "sequences", "labels", "method"],
+)
+@dataclass(frozen=True)
+class Curvature:
+    """The curvature of some layers, as a block-diagonal operator on their gradients.
+
+    In units of squared nats per sequence: an average over sequences of squared
+    gradients of the summed loss.
+
+    Attributes:
+      layers: the layers it covers.
+      blocks: each layer's operator, by name.
+      positions: how many samples the covariances were averaged over.
+      sequences: how many sequences the eigenvalues were averaged over.
+      labels: where the labels came from, in words.
+      method: what it was fitted by, in words.
+    """
+
+    layers: tuple[Layer, ...]
+    blocks: dict[str, Kronecker]
+    positions: int
+    sequences: int
+    labels: str
+    method: str = "EK-FAC"
+
+    def multiply(self, gradients: Gradients) -> dict[str, Array]:
+        """Returns `G v`. Leading axes of `v`, one a query say, are kept."""
+        return {k: self._on(k, Kronecker.multiply, v) for k, v in gradients.items()}
+
+    def solve(
+        self, gradients: Gradients, inverse: Inverse = Relative()
+    ) -> dict[str, Array]:
+        """Returns `(G + damping)⁻¹ v`. Leading axes of `v`, one a query say, are kept.
+
+        Raises:
+          ValueError: if the damped curvature of a layer has no inverse, or there is no
+            curvature for one of the gradients.
+        """
+        solve = partial(Kronecker.solve, inverse=inverse)
+        for name in gradients:
+            self._check_inverse(name, inverse)
+        return {k: self._on(k, solve, v) for k, v in gradients.items()}
+
+    def dense(self) -> dict[str, Array]:
+        """Returns each layer's block, `[*stack, O·I, O·I]`: for tiny models."""
+        return {name: block.dense() for name, block in self.blocks.items()}
+
+    def _on(
+        self, name: str, act: Callable[[Kronecker, Array], Array], v: Array
+    ) -> Array:
+        block = self._block(name)
+        shape = block.lam_OxI.shape
+        if v.shape[v.ndim - len(shape) :] != shape:
+            raise ValueError(
+                f"The gradient of layer {name!r} has shape {v.shape}, which does not "
+                f"end in the layer's {shape}."
+            )
+        on = partial(act, block)
+        for _ in range(v.ndim - len(shape)):
+            on = jax.vmap(on)
+        return on(v)
+
+    def _block(self, name: str) -> Kronecker:
+        if name not in self.blocks:
+            raise ValueError(
+                f"There is no curvature for {name!r}. It was fitted for: "
+                f"{', '.join(self.blocks)}."
+            )
+        return self.blocks[name]
+
+    def _check_inverse(self, name: str, inverse: Inverse) -> None:
+        lam = self._block(name).lam_OxI
+        inverted = inverse(lam)
+        if not (jnp.isfinite(inverted) & (inverted >= 0)).all() or not inverted.any():
+            raise ValueError(
+                f"The curvature of layer {name!r} is singular with damping {inverse}: "
+                f"its smallest eigenvalue is {float(lam.min()):.3g}, its mean "
+                f"{float(lam.mean()):.3g}. Damp it more."
+            )
+
+    def __str__(self) -> str:
+        """Returns a table: each matrix, its size and its spectrum."""
+        head = f"{'layer':<40} {'O × I':>13} {'mean λ':>10} {'largest λ':>10}"
+        lines = [
+            f"{label:<40} {f'{x.outputs} × {x.columns}':>13} "
+            f"{float(lam.mean()):>10.3g} {float(lam.max()):>10.3g}"
+            for x, place, label in rows(self.layers)
+            for lam in [self.blocks[x.name].lam_OxI[place]]
+        ]
+        said = (
+            f"{self.method} of {len(lines)} matrices, {self.sequences} sequences, "
+            f"{self.positions} positions, labels {self.labels}"
+        )
+        return "\n".join([said, head, *lines])
