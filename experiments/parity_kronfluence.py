@@ -216,7 +216,9 @@ def _golden(
         errors.note("golden eigenvalues", curvature.blocks[x.name].lam_OxI, lam)
     asked = measurements(task, queries)
     for damping, inverse in DAMPINGS.items():
-        query = influence.query(curvature, params, asked, inverse=inverse)
+        query = influence.query(
+            curvature, params, asked, solver=influence.Eigenbasis(inverse)
+        )
         layers = influence.scan(task, params, query, batches).layers * len(train)
         for name in names:
             expected = arrays[f"ekfac/pair/{damping}/{name}"]
@@ -243,7 +245,7 @@ def _tokens(
     layers = tuple(x for x in curvature.layers if x.name == f"{name}.weight")
     blocks = {x.name: curvature.blocks[x.name] for x in layers}
     alone = influence.Curvature(layers, blocks, 0, 0, curvature.labels)
-    query = influence.query(alone, params, asked, inverse=inverse)
+    query = influence.query(alone, params, asked, solver=influence.Eigenbasis(inverse))
     return influence.token_scores(task, params, query, batches, n_train=1).values
 
 

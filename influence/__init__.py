@@ -7,16 +7,17 @@ asked = query(curvature, params, completions(task, {"name": (prompt, completion)
 print(scan(task, params, asked, train.batches(32)).top(5))
 """
 
+from influence.attribution.forms import Whitened as Whitened
 from influence.attribution.lexical import bm25 as bm25
-from influence.attribution.query import completions as completions
-from influence.attribution.query import dense as dense
-from influence.attribution.query import factored as factored
+from influence.attribution.measurements import completions as completions
 from influence.attribution.query import query as query
 from influence.attribution.scan import scan as scan
 from influence.attribution.scores import Scores as Scores
 from influence.attribution.tokens import token_scores as token_scores
 from influence.curvature.ekfac import fit as fit
 from influence.curvature.operator import Curvature as Curvature
+from influence.curvature.solvers import ConjugateGradients as ConjugateGradients
+from influence.curvature.solvers import Eigenbasis as Eigenbasis
 from influence.linalg.damping import Absolute as Absolute
 from influence.linalg.damping import Relative as Relative
 from influence.model.coverage import layers as layers

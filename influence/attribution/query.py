@@ -4,73 +4,32 @@
 
 A measurement `f` is any function from parameters to one number: a completion's
 log-probability, a contrast of two, the activation of a feature. Its gradient is plain
-`jax.grad`. A query is kept dense, a matrix per layer, or factored by a truncated SVD,
-which is small and lets a training token be scored without its gradient (Grosse et al.
-2023, section 3.2.2).
+`jax.grad`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from influence.curvature.operator import Curvature
-from influence.linalg.damping import Inverse, Relative
+from influence.attribution.forms import Compress, Dense, Form, Reform
+from influence.attribution.measurements import Completion, Measurement, as_tree
+from influence.curvature.operator import Curvature, Gradients
+from influence.curvature.solvers import Eigenbasis, Solver
 from influence.model.check import check_params
-from influence.model.examples import prompted
-from influence.model.product import matrix
-from influence.model.task import LanguageModel, losses
-from influence.types import Batch, Inputs, Layer, Params, named_leaves, with_leaves
-
-Measurement = Callable[[Params], Array]
-"""`params -> scalar`. One that is a pytree shares its compilation with its like."""
-
-
-class Dense(NamedTuple):
-    """Queries as matrices, `[*stack, Q, O, I]`."""
-
-    h_QxOxI: Array
-
-
-class Factored(NamedTuple):
-    """Queries as `left rightᵀ`: `[*stack, Q, O, R]` and `[*stack, Q, I, R]`."""
-
-    left_QxOxR: Array
-    right_QxIxR: Array
-
-
-Form = Callable[[Dense | Factored], Dense | Factored]
-"""`dense` or `factored`."""
-
-
-def dense(form: Dense | Factored) -> Dense:
-    """Returns queries as matrices."""
-    if isinstance(form, Dense):
-        return form
-    return Dense(form.left_QxOxR @ jnp.matrix_transpose(form.right_QxIxR))
-
-
-def factored(form: Dense | Factored, rank: int | None = None) -> Factored:
-    """Returns queries as factors of some rank, the best in the Frobenius norm.
-
-    At full rank, the default for matrices, nothing is lost.
-    """
-    if isinstance(form, Factored) and rank is None:
-        return form
-    u, s, vt = jnp.linalg.svd(dense(form).h_QxOxI, full_matrices=False)
-    u, s, vt = u[..., :rank], s[..., None, :rank], vt[..., :rank, :]
-    return Factored(u * s, jnp.matrix_transpose(vt))
+from influence.model.tangents import covered, matrices
+from influence.types import Layer, Params, with_leaves
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["forms"],
-    meta_fields=["layers", "names", "values", "about"],
+    meta_fields=["layers", "names", "facts", "about"],
 )
 @dataclass(frozen=True)
 class Query:
@@ -79,18 +38,19 @@ class Query:
     Attributes:
       layers: the layers covered.
       names: of the measurements, in the order of axis `Q`.
-      values: what they measure now, at these parameters.
       forms: by layer.
-      about: what every score made with this query has to say of it: damping, curvature.
+      facts: what there is to say of each query, a number each: its `value` now, how
+        much of its `energy` a compression kept, the `residual` of its solution.
+      about: what every score made with it has to say: damping, curvature, solver.
     """
 
     layers: tuple[Layer, ...]
     names: tuple[str, ...]
-    values: tuple[float, ...]
-    forms: dict[str, Dense | Factored]
+    forms: dict[str, Form]
+    facts: tuple[tuple[str, tuple[float, ...]], ...]
     about: tuple[tuple[str, str | int], ...]
 
-    def in_form(self, form: Form) -> "Query":
+    def in_form(self, form: Reform) -> "Query":
         """Returns the same queries, `dense` or `factored` in every layer."""
         return replace(self, forms={k: form(v) for k, v in self.forms.items()})
 
@@ -100,8 +60,8 @@ def query(
     params: Params,
     measurements: Mapping[str, Measurement],
     *,
-    inverse: Inverse = Relative(),
-    rank: int | None = None,
+    solver: Solver = Eigenbasis(),
+    compress: Compress | None = None,
 ) -> Query:
     """Solves for some measurements.
 
@@ -109,76 +69,81 @@ def query(
       curvature: as fitted to the model.
       params: the model's parameters.
       measurements: by name.
-      inverse: how the curvature is damped and inverted.
-      rank: keep each layer's query as factors of this rank; None keeps matrices.
+      solver: what the curvature is inverted by, and its damping.
+      compress: how each layer's queries are made small; None keeps matrices.
 
     Raises:
       ValueError: if there are no measurements, one is not a finite scalar or does not
-        depend on the curvature's layers, or `rank` is not a rank.
+        depend on the curvature's layers, no layer has the rank asked for, or the solver
+        diverges.
     """
     check_params(params)
     if not measurements:
         raise ValueError("There are no measurements: name at least one.")
-    if rank is not None and rank < 1:
-        raise ValueError(f"A query's rank must be 1 or more, not {rank}.")
-    values, found = [], []
-    for name, measurement in measurements.items():
-        value, gradients = _measured(name, measurement, curvature.layers, params)
-        solved = curvature.solve(gradients, inverse)
-        values.append(value)
-        found.append({k: _kept(Dense(v), rank) for k, v in solved.items()})
-    forms = {
-        x.name: _stacked([each[x.name] for each in found], len(x.stack))
-        for x in curvature.layers
-    }
+    _check_rank(curvature, compress)
+    found = [
+        _measured(name, measurement, curvature.layers, params)
+        for name, measurement in measurements.items()
+    ]
+    facts = {"value": tuple(value for value, _ in found)}
+    gradients = jax.tree.map(lambda *each: jnp.stack(each), *(x for _, x in found))
+    solution = solver(curvature, params, gradients)
+    forms, kept = _compressed(curvature, solution.solved, compress)
     about = {
-        "damping": str(inverse),
+        **solver.about(),
         "curvature": f"{curvature.method}, labels {curvature.labels}",
         "curvature_sequences": curvature.sequences,
-        "query_rank": "full" if rank is None else rank,
+        "query_rank": "full" if compress is None else str(compress),
     }
     return Query(
         curvature.layers,
         tuple(measurements),
-        tuple(values),
         forms,
+        tuple({**facts, **solution.facts, **kept}.items()),
         tuple(about.items()),
     )
 
 
-def _stacked(forms: Sequence[Dense | Factored], axis: int) -> Dense | Factored:
-    """Returns single queries as one form, axis `Q` behind the layer's stack."""
-    return jax.tree.map(lambda *each: jnp.stack(each, axis), *forms)
+def _check_rank(curvature: Curvature, compress: Compress | None) -> None:
+    sides = [min(x.outputs, x.columns) for x in curvature.layers]
+    if compress is not None and compress.rank > max(sides):
+        raise ValueError(
+            f"The rank {compress.rank} is above that of every layer: the largest has "
+            f"{max(sides)}, and nothing would be compressed. Give a lower one, or none."
+        )
 
 
-def _kept(form: Dense, rank: int | None) -> Dense | Factored:
-    return form if rank is None else factored(form, rank)
-
-
-def measure(measurement: Measurement, params: Params) -> float:
-    """Returns a measurement's value; completions of one length compile once."""
-    return float(_measure(_as_tree(measurement), params))
-
-
-@jax.jit
-def _measure(measurement: Measurement, params: Params) -> Array:
-    return measurement(params)
-
-
-def _as_tree(measurement: Measurement) -> Measurement:
-    """Returns a measurement that a compiled function takes as an argument."""
-    if jax.tree_util.all_leaves([measurement]):
-        return jax.tree_util.Partial(measurement)
-    return measurement
+def _compressed(
+    curvature: Curvature, solved: Gradients, compress: Compress | None
+) -> tuple[dict[str, Form], dict[str, tuple[float, ...]]]:
+    """Returns queries by layer, axis `Q` behind the stack, and the share kept."""
+    behind = {
+        x.name: jnp.moveaxis(solved[x.name], 0, len(x.stack)) for x in curvature.layers
+    }
+    if compress is None:
+        return {name: Dense(h) for name, h in behind.items()}, {}
+    forms, energy, kept = {}, [], []
+    for x in curvature.layers:
+        act = compress
+        for _ in x.stack:
+            act = jax.vmap(act)
+        found = act(curvature.blocks[x.name], behind[x.name])
+        forms[x.name] = found.form
+        stack = tuple(range(len(x.stack)))
+        energy.append(found.energy_Q.sum(stack))
+        kept.append(found.kept_Q.sum(stack))
+    share = np.asarray(sum(kept) / sum(energy), float)
+    return forms, {"energy_kept": tuple(share.tolist())}
 
 
 def _measured(
     name: str, measurement: Measurement, layers: tuple[Layer, ...], params: Params
 ) -> tuple[float, dict[str, Array]]:
     """Returns a measurement's value and its gradient, a matrix per layer."""
-    if isinstance(measurement, Completion):
-        measurement.check(name, params)
-    measurement = _as_tree(measurement)
+    measurement = as_tree(measurement)
+    for part in jax.tree.leaves(measurement, is_leaf=_is_completion):
+        if _is_completion(part):
+            part.check(name, params)
     shape = jax.eval_shape(measurement, params)
     if shape.shape != ():
         raise ValueError(
@@ -200,63 +165,15 @@ def _measured(
     return float(value), gradients
 
 
+def _is_completion(x: Any) -> bool:
+    return isinstance(x, Completion)
+
+
 @jax.jit(static_argnums=1)
 def _differentiate(
     measurement: Measurement, layers: tuple[Layer, ...], params: Params
 ) -> tuple[Array, dict[str, Array]]:
-    leaves = named_leaves(params)
-    names = {x.name for x in layers} | {x.bias for x in layers if x.bias}
-    covered = {name: leaves[name] for name in names}
     value, gradient = jax.value_and_grad(
-        lambda covered: measurement(with_leaves(params, covered))
-    )(covered)
-    return value, {x.name: matrix(x, gradient) for x in layers}
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["inputs"],
-    meta_fields=["task"],
-)
-@dataclass(frozen=True)
-class Completion:
-    """The log-probability of a completion after its prompt, in nats."""
-
-    task: LanguageModel
-    inputs: Inputs
-
-    def __call__(self, params: Params) -> Array:
-        """Returns `log p(completion | prompt)`."""
-        keys, real = jnp.zeros((1, 2), jnp.uint32), jnp.ones(1, bool)
-        batch = Batch(self.inputs, keys, real)
-        outputs = self.task.outputs(params, self.inputs)
-        return -losses(self.task, outputs, self.task.labels(self.inputs), batch).sum()
-
-    def check(self, name: str, params: Params) -> None:
-        """Raises if the tokens are not the model's."""
-        outputs = jax.eval_shape(self.task.outputs, params, self.inputs)
-        self.task.check(self.inputs, outputs, [name])
-
-
-def completions(
-    task: LanguageModel, texts: Mapping[str, tuple[Sequence[int], Sequence[int]]]
-) -> dict[str, Completion]:
-    """Returns measurements: the log-probabilities of completions after their prompts.
-
-    Only the tokens of the completion count. All are padded to one length and so share
-    one compilation.
-
-    Args:
-      task: the language model.
-      texts: by name, the token ids of a prompt and of its completion.
-
-    Raises:
-      ValueError: if there are none, or a prompt or completion is empty, naming it.
-    """
-    examples = prompted(texts)
-    return {
-        name: Completion(
-            task, jax.tree.map(lambda x, i=i: x[i : i + 1], examples.inputs)
-        )
-        for i, name in enumerate(examples.ids)
-    }
+        lambda leaves: measurement(with_leaves(params, leaves))
+    )(covered(params, layers))
+    return value, matrices(layers, gradient)

@@ -6,9 +6,11 @@ with `h` the query and `DW` the gradient of the sequence's loss (Grosse et al. 2
 equations 5 and 30): the change of the measurement, in its own unit, per added copy of
 the sequence.
 
-Two contractions give the same number. *Dense* forms `DW` and takes its inner product
-with each query; *factored*, for `h = Σ_r u_r v_rᵀ`, never forms it:
-`Σ_t Σ_r (g_t·u_r)(a_t·v_r)`. Each layer takes the one with fewer multiplications.
+Several contractions give the same number. *Dense* forms `DW` and takes its inner
+product with each query; *factored*, for `h = Σ_r u_r v_rᵀ`, never forms it:
+`Σ_t Σ_r (g_t·u_r)(a_t·v_r)`; each layer takes the one with fewer multiplications.
+*Forward mode* knows of no layers: the derivative of all losses of a batch along the
+query (`forward.py`), for one or two queries the cheapest.
 """
 
 from collections.abc import Mapping
@@ -19,7 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from influence.attribution.query import Dense, Factored, Form, Query, dense, factored
+from influence.attribution.forms import (
+    Dense,
+    Form,
+    Projected,
+    Reform,
+    dense,
+    factored,
+)
+from influence.attribution.query import Query
 from influence.attribution.scores import Scores, labelled
 from influence.fold import Fold, Run, run
 from influence.linalg.contract import contract
@@ -36,7 +46,7 @@ def scan(
     batches: Batches,
     *,
     n_train: int | None = None,
-    form: Form | None = None,
+    form: Reform | None = None,
     run: Run = run,
 ) -> Scores:
     """Scores every sequence for every query.
@@ -69,7 +79,7 @@ def scan(
         "layer": [label for _, _, label in rows(query.layers)],
     }
     values = values[: len(batches.ids)].transpose(1, 0, 2)
-    return Scores(labelled(values, dims, n_train, dict(query.about)))
+    return Scores(labelled(values, dims, n_train, query.about, query.facts))
 
 
 def _either(
@@ -78,10 +88,15 @@ def _either(
     """Returns `⟨h, DW⟩` of each example and query, `[B, Q]`, by layer."""
     del counted
 
-    def score(g_BxTxO: Array, form: Dense | Factored) -> Array:
+    def score(g_BxTxO: Array, form: Form) -> Array:
         if isinstance(form, Dense):
             d = contract("bto,bti->boi", g_BxTxO, a_BxTxI)
             return contract("boi,qoi->bq", d, form.h_QxOxI)
+        if isinstance(form, Projected):
+            left = contract("bto,or->btr", g_BxTxO, form.left_OxR)
+            right = contract("bti,is->bts", a_BxTxI, form.right_IxR)
+            projected = contract("btr,bts->brs", left, right)
+            return contract("brs,qrs->bq", projected, form.core_QxRxR)
         left = contract("bto,qor->btqr", g_BxTxO, form.left_QxOxR)
         right = contract("bti,qir->btqr", a_BxTxI, form.right_QxIxR)
         return contract("btqr,btqr->bq", left, right)
@@ -102,14 +117,17 @@ AS_GIVEN = Reading(_either)
 CHEAPEST = Reading(_cheapest)
 
 
-def cheaper(examples: int, positions: int, form: Dense | Factored) -> Form:
+def cheaper(examples: int, positions: int, form: Form) -> Reform:
     """Returns the form that takes fewer multiplications for one batch of a layer.
 
     Dense: `B O I (T + Q)`, and `Q R O I` to expand factors once a batch. Factored, for
-    queries that are: `B T Q R (O + I + 1)`. Matrices are not factored for a scan.
+    queries that are: `B T Q R (O + I + 1)`. Matrices are not factored for a scan, and a
+    joint basis is left as it is.
     """
     if isinstance(form, Dense):
         return dense
+    if isinstance(form, Projected):
+        return lambda form: form
     queries, outputs, rank = form.left_QxOxR.shape
     inputs = form.right_QxIxR.shape[1]
     whole = (examples * (positions + queries) + queries * rank) * outputs * inputs
@@ -145,7 +163,7 @@ def _read(
     layers: tuple[Layer, ...],
     reading: Reading,
     params: Params,
-    forms: Mapping[str, Dense | Factored],
+    forms: Mapping[str, Form],
     batch: Batch,
 ) -> Array:
     given: dict[str, dict] = {x.reads: {} for x in layers}

@@ -1,6 +1,6 @@
 """Scores that say what they are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,7 +88,8 @@ def labelled(
     values: np.ndarray,
     dims: Mapping[str, Sequence[Any]],
     n_train: int,
-    about: Mapping[str, str | int],
+    about: Iterable[tuple[str, str | int]],
+    facts: Iterable[tuple[str, Sequence[float]]] = (),
 ) -> xr.DataArray:
     """Returns scores with their names, unit and sign.
 
@@ -97,8 +98,10 @@ def labelled(
       dims: of each axis, its name and labels.
       n_train: the number of training sequences; one copy more is `1/n_train` of weight.
       about: what else there is to say.
+      facts: what there is to say of each query.
     """
-    attrs = {"unit": UNIT, "sign": SIGN, "n_train": n_train, **about}
+    attrs = {"unit": UNIT, "sign": SIGN, "n_train": n_train, **dict(about)}
+    coords = {**dims, **{name: ("query", list(x)) for name, x in facts}}
     return xr.DataArray(
-        values / n_train, dims=list(dims), coords=dict(dims), name="score", attrs=attrs
+        values / n_train, dims=list(dims), coords=coords, name="score", attrs=attrs
     )

@@ -14,7 +14,8 @@ from typing import Any
 import xarray as xr
 from jax import Array
 
-from influence.attribution.query import Dense, Factored, Form, Query
+from influence.attribution.forms import Dense, Form, Projected, Reform
+from influence.attribution.query import Query
 from influence.attribution.scan import fold
 from influence.attribution.scores import labelled
 from influence.fold import Run, run
@@ -32,7 +33,7 @@ def token_scores(
     batches: Batches,
     *,
     n_train: int,
-    form: Form | None = None,
+    form: Reform | None = None,
     run: Run = run,
 ) -> xr.DataArray:
     """Returns `(query, train, token)`: the shares of every position, over all layers.
@@ -63,7 +64,7 @@ def token_scores(
         "token": range(values.shape[1]),
     }
     values = values[: len(batches.ids)].transpose(2, 0, 1)
-    return labelled(values, dims, n_train, dict(query.about))
+    return labelled(values, dims, n_train, query.about, query.facts)
 
 
 def _at(
@@ -72,10 +73,14 @@ def _at(
     """Returns `g_tᵀ h a_t` of each position and query, `[B, T, Q]`, by layer."""
     del counted
 
-    def score(g_BxTxO: Array, form: Dense | Factored) -> Array:
+    def score(g_BxTxO: Array, form: Form) -> Array:
         if isinstance(form, Dense):
             pulled = contract("bto,qoi->btqi", g_BxTxO, form.h_QxOxI)
             return contract("btqi,bti->btq", pulled, a_BxTxI)
+        if isinstance(form, Projected):
+            left = contract("bto,or->btr", g_BxTxO, form.left_OxR)
+            right = contract("bti,is->bts", a_BxTxI, form.right_IxR)
+            return contract("btr,qrs,bts->btq", left, form.core_QxRxR, right)
         left = contract("bto,qor->btqr", g_BxTxO, form.left_QxOxR)
         right = contract("bti,qir->btqr", a_BxTxI, form.right_QxIxR)
         return contract("btqr,btqr->btq", left, right)

@@ -22,7 +22,8 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from influence.attribution.lexical import bm25
-from influence.attribution.query import Completion, completions, query
+from influence.attribution.measurements import Completion, completions
+from influence.attribution.query import query
 from influence.attribution.scan import scan
 from influence.attribution.scores import Scores
 from influence.attribution.tokens import token_scores

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from influence.attribution.query import Measurement, measure
+from influence.attribution.measurements import Measurement, measure
 from influence.types import Params
 
 Train = Callable[[str, np.ndarray], Params]

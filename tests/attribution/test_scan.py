@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import influence
-from influence.attribution.query import Dense, Factored, dense, factored
+from influence.attribution.forms import Dense, Factored, Plain, dense, factored
+from influence.attribution.measurements import contrast, mean
 from influence.attribution.scan import cheaper
 from influence.linalg.damping import Relative
 from influence.model.product import matrix
@@ -22,12 +23,12 @@ ASKED = {"one": ([1, 2], [3, 4]), "two": ([5], [6]), "three": ([7, 8, 9], [10])}
 
 
 @cache
-def asked(name, bias=True, rank=None):
+def asked(name, bias=True, compress=None):
     case = cases.case(cases.MAKERS[name], bias)
     batches = case.examples.batches(3)
     curvature = influence.fit(case.task, case.params, batches, labels=Empirical())
     measurements = influence.completions(case.task, ASKED)
-    query = influence.query(curvature, case.params, measurements, rank=rank)
+    query = influence.query(curvature, case.params, measurements, compress=compress)
     return case, curvature, measurements, query
 
 
@@ -60,7 +61,7 @@ def explicit(name, bias=True):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("form", [None, influence.dense, influence.factored])
+@pytest.mark.parametrize("form", [None, dense, factored])
 def test_scores_are_explicit_inner_products(name, form):
     case, curvature, _, query = asked(name)
     scores = influence.scan(
@@ -78,26 +79,15 @@ def test_scores_are_explicit_inner_products(name, form):
 
 def test_scores_of_a_full_rank_query_are_those_of_the_query():
     case, _, _, query = asked("raw-scan-remat")
-    *_, cut = asked("raw-scan-remat", rank=99)
+    *_, cut = asked("raw-scan-remat", compress=Plain(9))
     batches = case.examples.batches(4)
     whole = influence.scan(case.task, case.params, query, batches)
     parts = influence.scan(case.task, case.params, cut, batches)
     np.testing.assert_allclose(whole.layers, parts.layers, atol=ROUNDING)
 
 
-def test_a_truncated_query_is_the_nearest_of_its_rank():
-    h = Dense(jax.random.normal(jax.random.key(0), (2, 5, 4), jnp.float64))
-    singular = np.linalg.svd(np.asarray(h.h_QxOxI), compute_uv=False)
-    for rank in (1, 2, 3):
-        near = dense(factored(h, rank)).h_QxOxI
-        left = np.sqrt(((np.asarray(near) - np.asarray(h.h_QxOxI)) ** 2).sum((1, 2)))
-        # Eckart and Young: what is left is what the other singular values weigh.
-        expected = np.sqrt((singular[:, rank:] ** 2).sum(1))
-        np.testing.assert_allclose(left, expected, rtol=1e-10)
-
-
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("form", [None, influence.factored])
+@pytest.mark.parametrize("form", [None, factored])
 def test_layers_and_tokens_sum_to_the_score(name, form):
     case, _, _, query = asked(name)
     batches = case.examples.batches(3)
@@ -205,12 +195,12 @@ def test_any_function_of_the_parameters_can_be_measured():
     case, curvature, _, _ = asked("raw-loop")
     tokens = jnp.array([[1, 2, 3]])
 
-    def contrast(params):
+    def rather(params):
         log_p = jax.nn.log_softmax(case.task.apply(params, tokens)[0, -1])
         return log_p[4] - log_p[5]
 
-    query = influence.query(curvature, case.params, {"contrast": contrast})
-    assert query.values == (float(contrast(case.params)),)
+    query = influence.query(curvature, case.params, {"rather": rather})
+    assert dict(query.facts)["value"] == (float(rather(case.params)),)
     scores = influence.scan(case.task, case.params, query, case.examples.batches(7))
     apart = influence.completions(
         case.task, {"+": ([1, 2, 3], [4]), "-": ([1, 2, 3], [5])}
@@ -219,6 +209,11 @@ def test_any_function_of_the_parameters_can_be_measured():
     parts = influence.scan(case.task, case.params, both, case.examples.batches(7)).total
     # A contrast's scores are the contrast of the scores.
     np.testing.assert_allclose(scores.total[0], parts[0] - parts[1], atol=ROUNDING)
+    named = {"rather": contrast(apart["+"], apart["-"]), "mean": mean(*apart.values())}
+    query = influence.query(curvature, case.params, named)
+    found = influence.scan(case.task, case.params, query, case.examples.batches(7))
+    np.testing.assert_allclose(found.total[0], scores.total[0], atol=ROUNDING)
+    np.testing.assert_allclose(found.total[1], parts.mean("query"), atol=ROUNDING)
 
 
 def test_a_second_scan_does_not_compile():
@@ -253,8 +248,8 @@ def test_measurements_that_would_be_silently_wrong_are_refused():
         ask(lambda params: jnp.log(-jnp.abs(params["head"]).sum()))
     with pytest.raises(ValueError, match="name at least one"):
         influence.query(curvature, case.params, {})
-    with pytest.raises(ValueError, match="rank must be 1 or more, not 0"):
-        ask(lambda params: params["head"].sum(), rank=0)
+    with pytest.raises(ValueError, match="rank 99 is above that of every layer"):
+        ask(lambda params: params["head"].sum(), compress=Plain(99))
     wrong = influence.completions(case.task, {"asked": ([1, 99], [2])})["asked"]
     with pytest.raises(ValueError, match="'asked' has token id 99 at position 1"):
         ask(wrong)
@@ -270,8 +265,12 @@ def test_a_model_without_the_query_s_layers_is_refused():
 def test_damping_travels_with_the_scores():
     case, curvature, measurements, _ = asked("raw-loop")
     query = influence.query(
-        curvature, case.params, measurements, inverse=Relative(0.5), rank=2
+        curvature,
+        case.params,
+        measurements,
+        solver=influence.Eigenbasis(Relative(0.5)),
+        compress=Plain(2),
     )
     scores = influence.scan(case.task, case.params, query, case.examples.batches(7))
     assert scores.total.attrs["damping"].startswith("0.5 × mean")
-    assert scores.total.attrs["query_rank"] == 2
+    assert scores.total.attrs["query_rank"] == "rank 2"

@@ -22,14 +22,14 @@ def findings(text=HOSTILE, check=True):
     layers = ["blocks.mlp.up.kernel[0]", "blocks.mlp.up.kernel[1]"]
     dims = {"query": names, "train": ids, "layer": layers}
     scores = Scores(
-        labelled(rng.standard_normal((2, 40, 2)), dims, 40, {"damping": text})
+        labelled(rng.standard_normal((2, 40, 2)), dims, 40, [("damping", text)])
     )
     shown = page.shown(scores)
     shares = labelled(
         rng.standard_normal((2, len(shown), 3)),
         {"query": names, "train": shown, "token": range(3)},
         40,
-        {},
+        (),
     )
     removal = Removal(np.arange(3), np.array([-1.0, -30.0]))
     return page.Findings(

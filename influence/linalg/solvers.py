@@ -1,0 +1,132 @@
+"""Iterative solutions of `A x = b`, for operators that can only be multiplied with.
+
+Vectors are pytrees of arrays, every one with a leading axis of right-hand sides: all
+are solved at once, each with step lengths of its own, so that one product with the
+operator serves them all. A solver hands out its state after every step; whoever runs it
+decides when to stop, and shows progress meanwhile.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Vector = Any
+"""A pytree of arrays `[Q, …]`: one vector for each right-hand side."""
+
+Operator = Callable[[Vector], Vector]
+"""A symmetric positive definite operator, on all right-hand sides at once."""
+
+
+class Step(NamedTuple):
+    """Where a solver is.
+
+    Attributes:
+      x: the solutions so far.
+      residual_Q: `|b - A x| / |b|` as the solver knows it, or `nan` if it does not.
+    """
+
+    x: Vector
+    residual_Q: Array
+
+
+def conjugate_gradients(
+    multiply: Operator, precondition: Operator, b: Vector
+) -> Iterator[Step]:
+    """Yields the steps of preconditioned conjugate gradients, from `x = P b`, for ever.
+
+    (Hestenes & Stiefel 1952.) A right-hand side whose search direction has no positive
+    curvature left, as rounding makes it, stays where it is.
+
+    Args:
+      multiply: `A`.
+      precondition: `P ≈ A⁻¹`.
+      b: the right-hand sides.
+    """
+    norm_Q = jnp.sqrt(dot(b, b))
+    x = precondition(b)
+    r = add(b, -jnp.ones_like(norm_Q), multiply(x))
+    z = precondition(r)
+    p, rz_Q = z, dot(r, z)
+    while True:
+        yield Step(x, jnp.sqrt(dot(r, r)) / norm_Q)
+        product = multiply(p)
+        curved_Q = dot(p, product)
+        able_Q = (curved_Q > 0) & (rz_Q > 0)
+        alpha_Q = jnp.where(able_Q, rz_Q / jnp.where(able_Q, curved_Q, 1), 0)
+        x = add(x, alpha_Q, p)
+        r = add(r, -alpha_Q, product)
+        z = precondition(r)
+        before_Q, rz_Q = rz_Q, dot(r, z)
+        beta_Q = jnp.where(able_Q, rz_Q / jnp.where(able_Q, before_Q, 1), 0)
+        p = add(z, beta_Q, p)
+
+
+def neumann(
+    operators: Iterator[Operator],
+    precondition: Operator,
+    b: Vector,
+    rates: Iterator[float],
+    momentum: float,
+) -> Iterator[Step]:
+    """Yields the steps of a preconditioned Neumann series with momentum, for ever.
+
+        x ← x - rate · P (A x - b)
+
+    (ASTRA, Wang et al. 2025.) Each step may see the operator on another batch.
+
+    Args:
+      operators: `A`, step by step.
+      precondition: `P ≈ A⁻¹`.
+      b: the right-hand sides.
+      rates: step by step.
+      momentum: how much of the last move is made again.
+    """
+    norm_Q = jnp.sqrt(dot(b, b))
+    one_Q = jnp.ones_like(norm_Q)
+    x = precondition(b)
+    move = jax.tree.map(jnp.zeros_like, x)
+    for multiply, rate in zip(operators, rates, strict=False):
+        r = add(b, -one_Q, multiply(x))
+        yield Step(x, jnp.sqrt(dot(r, r)) / norm_Q)
+        step = precondition(r)
+        move = add(jax.tree.map(lambda y: momentum * y, move), rate * one_Q, step)
+        x = add(x, one_Q, move)
+
+
+def lissa(operators: Iterator[Operator], b: Vector, rate: float) -> Iterator[Step]:
+    """Yields the steps of LiSSA, `r ← b + (I - rate · A) r`, `x = rate · r`, for ever.
+
+    (Agarwal et al. 2017; for influence functions Koh & Liang 2017.) It converges if no
+    eigenvalue of `A` is above `2 / rate`.
+
+    Args:
+      operators: `A`, step by step.
+      b: the right-hand sides.
+      rate: of the series.
+    """
+    norm_Q = jnp.sqrt(dot(b, b))
+    one_Q = jnp.ones_like(norm_Q)
+    x = jax.tree.map(lambda y: rate * y, b)
+    for multiply in operators:
+        r = add(b, -one_Q, multiply(x))
+        yield Step(x, jnp.sqrt(dot(r, r)) / norm_Q)
+        x = add(x, rate * one_Q, r)
+
+
+def dot(x: Vector, y: Vector) -> Array:
+    """Returns the inner product of each right-hand side's vectors, `[Q]`."""
+    parts = jax.tree.map(lambda x, y: (x * y).sum(tuple(range(1, x.ndim))), x, y)
+    return jnp.stack(jax.tree.leaves(parts)).sum(0)
+
+
+def add(x: Vector, scale_Q: Array, y: Vector) -> Vector:
+    """Returns `x + scale · y`, each right-hand side with a scale of its own."""
+
+    def leaf(x: Array, y: Array) -> Array:
+        scale = scale_Q.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
+        return x + scale * y
+
+    return jax.tree.map(leaf, x, y)

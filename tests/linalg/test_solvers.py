@@ -1,0 +1,90 @@
+"""Iterative solvers reach the solution, each right-hand side on its own."""
+
+from itertools import islice, repeat
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from influence.linalg import solvers
+
+N, Q = 12, 3
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+
+
+ROOT = normal(0, N, N)
+MATRIX = ROOT @ ROOT.T / N + 0.3 * jnp.eye(N)
+NEAR = jnp.linalg.inv(jnp.diag(jnp.diag(MATRIX)))
+B = {"x": normal(1, Q, 2, 4), "y": normal(2, Q, 4)}
+
+
+def operator(matrix):
+    def act(v):
+        flat = jnp.concatenate([v["x"].reshape(-1, 8), v["y"]], axis=1) @ matrix
+        return {"x": flat[:, :8].reshape(-1, 2, 4), "y": flat[:, 8:]}
+
+    return act
+
+
+EXPECTED = operator(jnp.linalg.inv(MATRIX))(B)
+
+
+def nth(walk, n):
+    return next(islice(walk, n, None))
+
+
+def test_conjugate_gradients_end_after_as_many_steps_as_dimensions():
+    walk = solvers.conjugate_gradients(operator(MATRIX), operator(NEAR), B)
+    step = nth(walk, N)
+    for k, x in EXPECTED.items():
+        np.testing.assert_allclose(step.x[k], x, atol=1e-9)
+    assert float(step.residual_Q.max()) < 1e-9
+
+
+def test_conjugate_gradients_stand_still_once_they_have_arrived():
+    walk = solvers.conjugate_gradients(operator(MATRIX), operator(NEAR), B)
+    step = nth(walk, 5 * N)
+    for k, x in EXPECTED.items():
+        np.testing.assert_allclose(step.x[k], x, atol=1e-9)
+
+
+def test_a_block_of_right_hand_sides_is_solved_as_each_alone():
+    walk = solvers.conjugate_gradients(operator(MATRIX), operator(NEAR), B)
+    together = nth(walk, 4)
+    for q in range(Q):
+        one = jax.tree.map(lambda x, q=q: x[q : q + 1], B)
+        alone = nth(
+            solvers.conjugate_gradients(operator(MATRIX), operator(NEAR), one), 4
+        )
+        np.testing.assert_allclose(together.residual_Q[q], alone.residual_Q[0])
+        for k, x in alone.x.items():
+            np.testing.assert_allclose(together.x[k][q], x[0], rtol=1e-9)
+
+
+def test_conjugate_gradients_with_the_inverse_begin_at_the_solution():
+    exact = operator(jnp.linalg.inv(MATRIX))
+    step = next(solvers.conjugate_gradients(operator(MATRIX), exact, B))
+    assert float(step.residual_Q.max()) < 1e-12
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_neumann_series_converges(momentum):
+    walk = solvers.neumann(
+        repeat(operator(MATRIX)), operator(NEAR), B, repeat(0.3), momentum
+    )
+    step = nth(walk, 400)
+    for k, x in EXPECTED.items():
+        np.testing.assert_allclose(step.x[k], x, atol=1e-8)
+
+
+def test_lissa_converges_below_its_largest_rate():
+    largest = float(jnp.linalg.eigvalsh(MATRIX)[-1])
+    step = nth(solvers.lissa(repeat(operator(MATRIX)), B, 1.9 / largest), 2000)
+    for k, x in EXPECTED.items():
+        np.testing.assert_allclose(step.x[k], x, atol=1e-8)
+    beyond = nth(solvers.lissa(repeat(operator(MATRIX)), B, 2.5 / largest), 100)
+    assert float(beyond.residual_Q.min()) > 10
