@@ -5,7 +5,8 @@
 Compares with what kronfluence 1.0.1 (PyTorch) computed for two language models:
 
 * `--golden`: a tiny model with a tied head on padded data, in float64. Covariances,
-  eigenvalues, scores of every layer at three dampings, scores of every token.
+  eigenvalues, scores of every layer at three dampings, of every token, from queries of
+  rank 3, of every sequence for itself; K-FAC's, a diagonal's and no curvature's scores.
 * `--reference`: a folder with a trained character model (`small/`) and what
   kronfluence made of it in float32 (`ref_small/`), 4000 sequences. A few minutes.
 
@@ -18,25 +19,28 @@ error}` in the Frobenius norm, of the worst layer where there are several.
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+import xarray as xr
 from rich.console import Console
 from safetensors.numpy import load_file
 
 import influence
+from experiments.reference import Counted, examples, measurements, small, tiny
+from influence.attribution.forms import Plain
+from influence.attribution.self_influence import self_influence
 from influence.curvature import covariance
+from influence.curvature.diagonal import diagonal, identity
+from influence.curvature.kfac import kfac
 from influence.fold import run as plain
 from influence.linalg.damping import Inverse
-from influence.model.task import losses
 from influence.model.trace import select, trace
 from influence.runtime.driver import Driver
-from influence.types import Batch, Inputs, Layer, Params
+from influence.types import Layer, Params
 
 DAMPINGS: dict[str, Inverse] = {
     "none": influence.Relative(0.1),
@@ -44,120 +48,6 @@ DAMPINGS: dict[str, Inverse] = {
     "1e-8": influence.Absolute(1e-8),
 }
 """kronfluence's names for its dampings; "none" is its heuristic."""
-
-
-@dataclass(frozen=True)
-class Counted(influence.Task):
-    """A language model whose last position counts too, as kronfluence counts it.
-
-    No gradient leaves that position, so it only dilutes the covariances. Inputs are
-    those of `LanguageModel`; the model is handed all of them.
-    """
-
-    apply: Any
-
-    @property
-    def language(self) -> influence.LanguageModel:
-        """Returns the task that differs in nothing else."""
-        return influence.LanguageModel(self.apply)
-
-    def outputs(self, params: Params, inputs: Inputs) -> Array:
-        """Returns logits, `[B, T, V]`."""
-        return self.apply(params, inputs)
-
-    def labels(self, inputs: Inputs) -> Array:
-        """Returns the next tokens."""
-        return self.language.labels(inputs)
-
-    def counts(self, inputs: Inputs) -> Array:
-        """Returns whether the next token counts."""
-        return self.language.counts(inputs)
-
-    def loss(self, outputs: Array, labels: Array) -> Array:
-        """Returns `-log p(next token)`."""
-        return self.language.loss(outputs, labels)
-
-    def sample(self, keys_B: Array, outputs: Array) -> Array:
-        """Returns next tokens from the softmax."""
-        return self.language.sample(keys_B, outputs)
-
-    def counted(self, inputs: Inputs) -> Array:
-        """Returns every position that is not padding."""
-        return jnp.asarray(inputs["counts"])
-
-    def check(self, inputs: Inputs, outputs: Any, ids: Sequence[str]) -> None:
-        """Raises for token ids outside the vocabulary."""
-        self.language.check(inputs, outputs, ids)
-
-
-def linear(params: Params, name: str, x: Array) -> Array:
-    """Returns a PyTorch linear layer's output, from its weight `[O, I]` and bias."""
-    y = x @ params[f"{name}.weight"].T
-    bias = params.get(f"{name}.bias")
-    return y if bias is None else y + bias[None, None]
-
-
-def norm(params: Params, name: str, x: Array) -> Array:
-    """Returns a PyTorch layer norm's output."""
-    x = x - x.mean(-1, keepdims=True)
-    x = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
-    return x * params[f"{name}.weight"][None, None] + params[f"{name}.bias"][None, None]
-
-
-def attend(q: Array, k: Array, v: Array, seen: Array, heads: int) -> Array:
-    """Returns causal attention over positions that are `seen`, `[B, T]`."""
-    split = (*q.shape[:2], heads, -1)
-    q, k, v = (x.reshape(split) for x in (q, k, v))
-    causal = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
-    mask = causal[None, None] & seen[:, None, None]
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
-    weights = jax.nn.softmax(jnp.where(mask, scores, -1e9), axis=-1)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*q.shape[:2], -1)
-
-
-def tiny(params: Params, inputs: Inputs) -> Array:
-    """The tiny model: one block, its head tied to the embedding."""
-    tokens, seen = inputs["tokens"], inputs["counts"]
-    x = params["emb.weight"][tokens] + params["pos.weight"][: tokens.shape[1]][None]
-    h = norm(params, "l1", x)
-    q, k, v = (linear(params, f"attn.{name}", h) for name in "qkv")
-    x = x + linear(params, "attn.o", attend(q, k, v, seen, heads=1))
-    up = jax.nn.gelu(linear(params, "up", x), approximate=False)
-    return (x + linear(params, "down", up)) @ params["emb.weight"].T
-
-
-def small(params: Params, inputs: Inputs) -> Array:
-    """The reference model: four blocks as in GPT-2, one matrix for q, k and v."""
-    tokens, seen = inputs["tokens"], inputs["counts"]
-    position = params["pos_emb.weight"][: tokens.shape[1]][None]
-    x = params["tok_emb.weight"][tokens] + position
-    for i in range(4):
-        block = f"blocks.{i}"
-        qkv = linear(params, f"{block}.attn.qkv", norm(params, f"{block}.ln1", x))
-        y = attend(*jnp.split(qkv, 3, axis=-1), seen, heads=4)
-        x = x + linear(params, f"{block}.attn.proj", y)
-        up = linear(params, f"{block}.mlp.fc1", norm(params, f"{block}.ln2", x))
-        x = x + linear(params, f"{block}.mlp.fc2", jax.nn.gelu(up))
-    return linear(params, "lm_head", norm(params, "ln_f", x))
-
-
-def examples(ids: np.ndarray, mask: np.ndarray, kind: str) -> influence.Examples:
-    """Returns token ids with their padding mask as named examples."""
-    inputs = {"tokens": ids.astype(np.int32), "counts": mask.astype(bool)}
-    return influence.Examples(inputs, tuple(f"{kind} {i}" for i in range(len(ids))))
-
-
-def measurements(task: Counted, queries: influence.Examples) -> dict[str, Any]:
-    """Returns each query sequence's log-probability as a measurement."""
-
-    def log_likelihood(batch: Batch, params: Params) -> Array:
-        outputs = task.outputs(params, batch.inputs)
-        return -losses(task, outputs, task.labels(batch.inputs), batch).sum()
-
-    return {
-        name: jax.tree_util.Partial(log_likelihood, jax.tree.map(jnp.asarray, batch))
-        for name, batch in zip(queries.ids, queries.batches(1), strict=True)
-    }
 
 
 def error(found: Any, expected: Any) -> float:
@@ -220,16 +110,74 @@ def _golden(
             curvature, params, asked, solver=influence.Eigenbasis(inverse)
         )
         layers = influence.scan(task, params, query, batches).layers * len(train)
-        for name in names:
-            expected = arrays[f"ekfac/pair/{damping}/{name}"]
-            found = layers.sel(layer=f"{name}.weight")
-            errors.note(f"golden scores, damping {damping}", found, expected)
+        key = f"ekfac/pair/{damping}"
+        _note(errors, f"damping {damping}", layers, arrays, key, names)
         for name in names:
             expected = arrays.get(f"ekfac/tok/{damping}/{name}")
             if expected is not None:
                 found = _tokens(task, params, curvature, asked, inverse, batches, name)
                 errors.note(f"golden token scores, damping {damping}", found, expected)
+        expected = arrays.get(f"ekfac/self/{damping}")
+        if expected is not None:
+            found = self_influence(task, params, curvature, batches, inverse=inverse)
+            found = found.sum("layer") * len(train)
+            errors.note(f"golden self scores, damping {damping}", found, expected)
+    low = influence.query(curvature, params, asked, compress=Plain(3))
+    layers = influence.scan(task, params, low, batches).layers * len(train)
+    _note(errors, "rank 3", layers, arrays, "ekfac/pair_rank3/none", names)
+    _others(errors, task, params, train, asked, arrays, names)
     return errors
+
+
+def _note(
+    errors: Errors,
+    quantity: str,
+    layers: xr.DataArray,
+    arrays: Mapping[str, np.ndarray],
+    key: str,
+    names: Sequence[str],
+) -> None:
+    """Compares every layer's scores, where the file has them."""
+    for name in names:
+        expected = arrays.get(f"{key}/{name}")
+        if expected is not None:
+            found = layers.sel(layer=f"{name}.weight")
+            errors.note(f"golden scores, {quantity}", found, expected)
+
+
+def _others(
+    errors: Errors,
+    task: Counted,
+    params: Params,
+    train: influence.Examples,
+    asked: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    names: Sequence[str],
+) -> None:
+    """Compares the scores of the simpler curvatures."""
+    batches = train.batches(4)
+    chosen: dict[str, Any] = {"layers": [f"{name}.weight" for name in names]}
+    fisher: dict[str, Any] = {**chosen, "labels": influence.Empirical()}
+    positions = float(train.inputs["counts"].sum()) / len(train)
+    fitted = {
+        # kronfluence's K-FAC is in units of a position, ours of a sequence.
+        "kfac": (kfac(task, params, batches, **fisher), positions),
+        "diagonal": (diagonal(task, params, batches, **fisher), 1.0),
+        "identity": (identity(task, params, batches, **chosen), 1.0),
+    }
+    for kind, (curvature, scale) in fitted.items():
+        for damping in ("none", "1e-3"):
+            inverse: Inverse = influence.Absolute(1e-3 * scale)
+            if damping == "none":
+                inverse = influence.Relative(0.1)
+            if kind == "identity":
+                inverse = influence.Absolute(0.0)
+            solver = influence.Eigenbasis(inverse)
+            query = influence.query(curvature, params, asked, solver=solver)
+            layers = influence.scan(task, params, query, batches).layers
+            layers = layers * len(train) * scale
+            key = f"{kind}/pair/{damping}"
+            _note(errors, f"{kind}, damping {damping}", layers, arrays, key, names)
 
 
 def _tokens(

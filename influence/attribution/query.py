@@ -7,7 +7,7 @@ log-probability, a contrast of two, the activation of a feature. Its gradient is
 `jax.grad`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from influence.attribution.forms import Compress, Dense, Form, Reform
 from influence.attribution.measurements import Completion, Measurement, as_tree
 from influence.curvature.operator import Curvature, Gradients
 from influence.curvature.solvers import Eigenbasis, Solver
+from influence.linalg.solvers import dot
 from influence.model.check import check_params
 from influence.model.tangents import covered, matrices
 from influence.types import Layer, Params, with_leaves
@@ -40,7 +41,8 @@ class Query:
       names: of the measurements, in the order of axis `Q`.
       forms: by layer.
       facts: what there is to say of each query, a number each: its `value` now, how
-        much of its `energy` a compression kept, the `residual` of its solution.
+        much of its energy a compression kept, the residual of its solution, its product
+        with itself under the inverse curvature, `self`.
       about: what every score made with it has to say: damping, curvature, solver.
     """
 
@@ -85,21 +87,38 @@ def query(
         _measured(name, measurement, curvature.layers, params)
         for name, measurement in measurements.items()
     ]
-    facts = {"value": tuple(value for value, _ in found)}
+    values = tuple(value for value, _ in found)
     gradients = jax.tree.map(lambda *each: jnp.stack(each), *(x for _, x in found))
+    return solved(
+        curvature, params, gradients, {"value": values}, measurements, solver, compress
+    )
+
+
+def solved(
+    curvature: Curvature,
+    params: Params,
+    gradients: Gradients,
+    facts: Mapping[str, tuple[float, ...]],
+    names: Iterable[str],
+    solver: Solver,
+    compress: Compress | None,
+) -> Query:
+    """Returns gradients `[Q, *stack, O, I]` as queries, solved and compressed."""
     solution = solver(curvature, params, gradients)
+    own = dot(gradients, solution.solved)
     forms, kept = _compressed(curvature, solution.solved, compress)
     about = {
         **solver.about(),
-        "curvature": f"{curvature.method}, labels {curvature.labels}",
+        "curvature": curvature.about,
         "curvature_sequences": curvature.sequences,
         "query_rank": "full" if compress is None else str(compress),
     }
+    facts = {**facts, "self": tuple(own.tolist()), **solution.facts, **kept}
     return Query(
         curvature.layers,
-        tuple(measurements),
+        tuple(names),
         forms,
-        tuple({**facts, **solution.facts, **kept}.items()),
+        tuple(facts.items()),
         tuple(about.items()),
     )
 

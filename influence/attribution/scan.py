@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from influence.attribution import forward
 from influence.attribution.forms import (
     Dense,
     Form,
@@ -38,6 +39,10 @@ from influence.model.reading import Reading
 from influence.model.task import Empirical, Task, read_loss
 from influence.types import Batch, Batches, Layer, Params, rows
 
+FORWARD = 2
+"""Up to so many queries forward mode is cheaper: a pass for each and one more, against
+two and the gradients."""
+
 
 def scan(
     task: Task,
@@ -47,6 +52,7 @@ def scan(
     *,
     n_train: int | None = None,
     form: Reform | None = None,
+    by_layer: bool = True,
     run: Run = run,
 ) -> Scores:
     """Scores every sequence for every query.
@@ -60,6 +66,8 @@ def scan(
       batches: the training sequences.
       n_train: how many sequences the model was trained on, if not those of `batches`.
       form: `dense` or `factored` to contract every layer so; the cheaper one if None.
+      by_layer: whether layers are kept apart. If they need not be and `form` is None,
+        one or two queries are scanned in forward mode.
       run: carries out the pass.
 
     Raises:
@@ -69,15 +77,16 @@ def scan(
     check_params(params)
     check_batches(task, params, batches)
     n_train = len(batches.ids) if n_train is None else n_train
-    if form is None:
+    if not by_layer and form is None and len(query.names) <= FORWARD:
+        values = run(forward.fold(task, params, query), batches).sum(-1).T[..., None]
+    elif form is None:
         values = run(fold(task, params, query, CHEAPEST), batches)
     else:
         values = run(fold(task, params, query.in_form(form), AS_GIVEN), batches)
-    dims = {
-        "query": list(query.names),
-        "train": list(batches.ids),
-        "layer": [label for _, _, label in rows(query.layers)],
-    }
+    labels = [label for _, _, label in rows(query.layers)]
+    if not by_layer:
+        values, labels = values.sum(-1, keepdims=True), ["all"]
+    dims = {"query": list(query.names), "train": list(batches.ids), "layer": labels}
     values = values[: len(batches.ids)].transpose(1, 0, 2)
     return Scores(labelled(values, dims, n_train, query.about, query.facts))
 

@@ -8,7 +8,7 @@ tokens put into `a_t` with what later losses send back in `g_t`, so a large shar
 where the sequence acts, not which word it would miss.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -23,7 +23,7 @@ from influence.linalg.contract import contract
 from influence.model.check import check_batches, check_params
 from influence.model.reading import Reading
 from influence.model.task import Task
-from influence.types import Batches, Params
+from influence.types import Batches, Params, rows
 
 
 def token_scores(
@@ -34,9 +34,12 @@ def token_scores(
     *,
     n_train: int,
     form: Reform | None = None,
+    by_layer: bool = False,
     run: Run = run,
 ) -> xr.DataArray:
     """Returns `(query, train, token)`: the shares of every position, over all layers.
+
+    Or `(query, train, layer, token)`, their shares layer by layer.
 
     Costs `T Q O I` multiplications an example and layer for dense queries and
     `T Q R (O + I)` for factored ones, so it is meant for the sequences a scan ranks
@@ -49,6 +52,7 @@ def token_scores(
       batches: the sequences.
       n_train: how many sequences the model was trained on.
       form: `dense` or `factored`; that of the query if None.
+      by_layer: whether layers are kept apart.
       run: carries out the pass.
 
     Raises:
@@ -57,13 +61,17 @@ def token_scores(
     check_params(params)
     check_batches(task, params, batches)
     query = query if form is None else query.in_form(form)
-    values = run(fold(task, params, query, READING), batches).sum(-1)
-    dims = {
+    values = run(fold(task, params, query, READING), batches)
+    values = values[: len(batches.ids)].transpose(2, 0, 3, 1)
+    dims: dict[str, Sequence[Any]] = {
         "query": list(query.names),
         "train": list(batches.ids),
-        "token": range(values.shape[1]),
+        "layer": [label for _, _, label in rows(query.layers)],
+        "token": range(values.shape[-1]),
     }
-    values = values[: len(batches.ids)].transpose(2, 0, 1)
+    if not by_layer:
+        values = values.sum(2)
+        del dims["layer"]
     return labelled(values, dims, n_train, query.about, query.facts)
 
 
@@ -89,3 +97,16 @@ def _at(
 
 
 READING = Reading(_at)
+
+
+def concentrated(shares: xr.DataArray) -> xr.DataArray:
+    """Returns which scores hang on so few tokens that they are probably spurious.
+
+    `‖a‖₂ / ‖a‖₁ > 2/3` of the vector `a` of a sequence's shares: one token all but
+    alone (Grosse et al. 2023, section 5.2, who leave such sequences out of top lists).
+
+    Args:
+      shares: `(…, token)`.
+    """
+    spread, length = abs(shares).sum("token"), (shares**2).sum("token") ** 0.5
+    return (length > 2 / 3 * spread).rename("concentrated")

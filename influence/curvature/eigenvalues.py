@@ -66,22 +66,41 @@ def fold(
 def _at(
     a_BxTxI: Array, gs: Mapping[str, Array], given: Any, counted: Array
 ) -> dict[str, Array]:
-    """Returns the sum over examples of squared gradients in the eigenbasis.
+    """Returns the sum over examples of squared gradients in the eigenbasis."""
+    del counted
+    return {k: (d**2).sum(0) for k, d in rotated(a_BxTxI, gs, *given).items()}
+
+
+def _of(ds: Mapping[str, Array], given: Any, counted: Array) -> dict[str, Array]:
+    """Returns the same from each example's gradient, `[B, O, I]`."""
+    del counted
+    return {k: (d**2).sum(0) for k, d in turned(ds, *given).items()}
+
+
+def rotated(
+    a_BxTxI: Array, gs: Mapping[str, Array], q_in: Basis, q_outs: Mapping[str, Basis]
+) -> dict[str, Array]:
+    """Returns each example's gradient in the eigenbasis, `[B, O, I]`, by layer.
 
     The input is rotated once for all layers that read it. Positions are rotated rather
     than gradients where that is the smaller product: `T (O² + I²)` multiplications an
     example against `O I (O + I)`.
     """
-    q_in, q_outs = given
-    turned = q_in.into(a_BxTxI)
-    squares, whole = {}, {}
+    a = q_in.into(a_BxTxI)
+    found, whole = {}, {}
     for name, g in gs.items():
         if _positions_first(a_BxTxI.shape, g.shape, q_in, q_outs[name]):
-            d = contract("bto,bti->boi", q_outs[name].into(g), turned)
-            squares[name] = (d**2).sum(0)
+            found[name] = contract("bto,bti->boi", q_outs[name].into(g), a)
         else:
             whole[name] = contract("bto,bti->boi", g, a_BxTxI)
-    return {**squares, **_of(whole, given, counted)}
+    return {**found, **turned(whole, q_in, q_outs)}
+
+
+def turned(
+    ds: Mapping[str, Array], q_in: Basis, q_outs: Mapping[str, Basis]
+) -> dict[str, Array]:
+    """Returns gradients `[B, O, I]` in the eigenbasis."""
+    return {k: q_outs[k].into(q_in.into(d).mT).mT for k, d in ds.items()}
 
 
 def _positions_first(
@@ -93,16 +112,6 @@ def _positions_first(
     cost_in, cost_out = (sum(q.shape[-1] ** 2 for q in x.blocks) for x in (q_in, q_out))
     whole = outputs * cost_in + inputs * cost_out
     return positions * (cost_in + cost_out) <= whole
-
-
-def _of(ds: Mapping[str, Array], given: Any, counted: Array) -> dict[str, Array]:
-    """Returns the same from each example's gradient, `[B, O, I]`."""
-    del counted
-    q_in, q_outs = given
-    return {
-        name: (q_outs[name].into(q_in.into(d).mT) ** 2).sum(0).mT
-        for name, d in ds.items()
-    }
 
 
 READING = Reading(_at, _of)

@@ -6,7 +6,7 @@ Whatever it was fitted by (EK-FAC, K-FAC, only a diagonal), it multiplies, solve
 prints and is saved in the same way.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,8 +64,7 @@ class Curvature:
             curvature for one of the gradients.
         """
         solve = partial(Kronecker.solve, inverse=inverse)
-        for name in gradients:
-            self._check_inverse(name, inverse)
+        self.check_inverse(inverse, gradients)
         return {k: self._on(k, solve, v) for k, v in gradients.items()}
 
     def dense(self) -> dict[str, Array]:
@@ -95,15 +94,29 @@ class Curvature:
             )
         return self.blocks[name]
 
-    def _check_inverse(self, name: str, inverse: Inverse) -> None:
-        lam = self._block(name).lam_OxI
-        inverted = inverse(lam)
-        if not (jnp.isfinite(inverted) & (inverted >= 0)).all() or not inverted.any():
-            raise ValueError(
-                f"The curvature of layer {name!r} is singular with damping {inverse}: "
-                f"its smallest eigenvalue is {float(lam.min()):.3g}, its mean "
-                f"{float(lam.mean()):.3g}. Damp it more."
-            )
+    def check_inverse(
+        self, inverse: Inverse, names: Iterable[str] | None = None
+    ) -> None:
+        """Raises if the damped curvature of a layer has no inverse.
+
+        Raises:
+          ValueError: naming the layer, its smallest and its mean eigenvalue.
+        """
+        for name in self.blocks if names is None else names:
+            lam = self._block(name).lam_OxI
+            inverted = inverse(lam)
+            finite = (jnp.isfinite(inverted) & (inverted >= 0)).all()
+            if not finite or not inverted.any():
+                raise ValueError(
+                    f"The curvature of layer {name!r} is singular with damping "
+                    f"{inverse}: its smallest eigenvalue is {float(lam.min()):.3g}, "
+                    f"its mean {float(lam.mean()):.3g}. Damp it more."
+                )
+
+    @property
+    def about(self) -> str:
+        """Says what it was fitted by, and to which labels."""
+        return f"{self.method}, labels {self.labels}"
 
     def __str__(self) -> str:
         """Returns a table: each matrix, its size and its spectrum."""

@@ -166,10 +166,15 @@ class Empirical:
 
 def losses(task: Task, outputs: Any, labels: Array, batch: Batch) -> Array:
     """Returns each example's loss, `[B]`: its labels that count, summed, in nats."""
+    each = token_losses(task, outputs, labels, batch)
+    return each.sum(tuple(range(1, each.ndim)))
+
+
+def token_losses(task: Task, outputs: Any, labels: Array, batch: Batch) -> Array:
+    """Returns each label's loss, zero where it does not count, in nats."""
     each = task.loss(outputs, labels)
     real = jnp.asarray(batch.real_B).reshape(-1, *[1] * (each.ndim - 1))
-    counted = jnp.where(task.counts(batch.inputs) & real, each, 0)
-    return counted.sum(tuple(range(1, each.ndim)))
+    return jnp.where(task.counts(batch.inputs) & real, each, 0)
 
 
 def read_loss(

@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 
 KEPT = ("attn.k", "down")
+SCORES = (
+    *("cov/", "lambda", "ekfac/pair/", "ekfac/tok/none/", "ekfac/pair_rank3/"),
+    *("kfac/", "diagonal/", "identity/pair/none/"),
+)
 
 
 def main(full: str) -> None:
@@ -19,7 +23,7 @@ def main(full: str) -> None:
         name: arrays[name]
         for name in arrays.files
         if name.startswith(("w/", "train/", "query/"))
-        or name.startswith(("cov/", "lambda", "ekfac/pair/", "ekfac/tok/none/"))
+        or name.startswith(SCORES)
         and name.endswith(KEPT)
     }
     np.savez_compressed(Path(__file__).with_name("kronfluence.npz"), **kept)

@@ -1,0 +1,103 @@
+"""Scores by forward mode: one derivative along the query instead of many gradients.
+
+    score_t = (1/N) d/dε log p(token t + 1 | tokens up to t; θ + ε h) at ε = 0
+
+(Grosse et al. 2023, appendix B, where it is a finite difference.) How much *predicting
+each token* of a sequence does for a query, the **output-token influence**: it sums to
+the same score as the shares of positions (`tokens.py`), but marks the words whose
+prediction mattered rather than the places where the update was made. No layer is told
+from another. For one or two queries it is also the cheapest way to total scores.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jax import Array
+
+from influence.attribution.forms import dense
+from influence.attribution.query import Query
+from influence.attribution.scores import labelled
+from influence.fold import Fold, Run, run
+from influence.model.check import check_batches, check_params
+from influence.model.tangents import Leaves, covered, derivatives, tangent
+from influence.model.task import Task, token_losses
+from influence.types import Batch, Batches, Params, with_leaves
+
+
+def output_token_scores(
+    task: Task,
+    params: Params,
+    query: Query,
+    batches: Batches,
+    *,
+    n_train: int | None = None,
+    run: Run = run,
+) -> xr.DataArray:
+    """Returns `(query, train, token)`: the share of every label's loss.
+
+    Costs a forward pass and a forward-mode pass for each query. The share at position
+    `t` is that of predicting the token at `t + 1`, as in `token_scores`.
+
+    Args:
+      task: the model and its loss, of labels `[B]` or `[B, T]`.
+      params: its parameters.
+      query: what is asked.
+      batches: the sequences.
+      n_train: how many sequences the model was trained on, if not those of `batches`.
+      run: carries out the pass.
+
+    Raises:
+      ValueError: as `scan` does.
+    """
+    check_params(params)
+    check_batches(task, params, batches)
+    values = run(fold(task, params, query), batches)[:, : len(batches.ids)]
+    dims = {
+        "query": list(query.names),
+        "train": list(batches.ids),
+        "token": range(values.shape[-1]),
+    }
+    n_train = len(batches.ids) if n_train is None else n_train
+    return labelled(values, dims, n_train, query.about, query.facts)
+
+
+def fold(task: Task, params: Params, query: Query) -> Fold:
+    """Returns the pass that computes minus the losses' derivatives, `[Q, N, T]`."""
+    leaves = covered(params, query.layers)
+    directions = _directions(query, leaves)
+
+    def update(state: list[Array], batch: Batch) -> list[Array]:
+        state.append(_read(task, params, leaves, directions, batch))
+        return state
+
+    return Fold(
+        "scores, forward mode",
+        init=list,
+        update=update,
+        finish=lambda state: np.concatenate([np.asarray(x) for x in state], axis=1),
+    )
+
+
+def _directions(query: Query, leaves: Leaves) -> Leaves:
+    """Returns the queries as tangents of the parameters, axis `Q` in front."""
+    matrices = {
+        x.name: jnp.moveaxis(dense(query.forms[x.name]).h_QxOxI, len(x.stack), 0)
+        for x in query.layers
+    }
+    return jax.vmap(lambda v: tangent(query.layers, leaves, v))(matrices)
+
+
+@jax.jit(static_argnums=0)
+def _read(
+    task: Task, params: Params, leaves: Leaves, directions: Leaves, batch: Batch
+) -> Array:
+    """Returns minus each label's derivative along each direction, `[Q, B, T]`."""
+
+    def run(leaves: Leaves) -> Array:
+        outputs = task.outputs(with_leaves(params, leaves), batch.inputs)
+        found = token_losses(task, outputs, task.labels(batch.inputs), batch)
+        return found.reshape(len(found), -1)
+
+    _, forward, _ = derivatives(run, leaves)
+    return -jax.vmap(forward)(directions)

@@ -1,0 +1,82 @@
+"""Scores divided by what makes some sequences score high whatever is asked.
+
+Every transformation says what it did in the scores' `attrs`, and raises if what it is
+handed was not made with the same curvature and damping. Sums of normalised scores
+predict nothing; their rankings are for reading.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+SAME = ("damping", "curvature", "curvature_sequences", "n_train")
+"""What must be the same of scores that are combined."""
+
+
+def relatif(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
+    """Returns scores divided by the root of each sequence's influence on itself.
+
+    `ℓ`-RelatIF (Barshan et al. 2020, equation 9): the most influence for a bounded
+    change of the model's predictions, so that outliers no longer top every ranking.
+
+    Args:
+      scores: `(query, train)`.
+      own: `(train, layer)` or `(train,)`, as `self_influence` returns it.
+
+    Raises:
+      ValueError: if the two were made with different curvatures or dampings, or a
+        sequence has no influence on itself.
+    """
+    check_alike([scores, own])
+    divided = scores / np.sqrt(_positive(own))
+    return _about(divided, scores, "ℓ-RelatIF", "nats per root of own influence")
+
+
+def unit(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
+    """Returns cosines: both gradients of length one under the inverse curvature.
+
+    Args:
+      scores: `(query, train)`, with each query's own product `self` among its
+        coordinates, as `scan` returns it.
+      own: `(train, layer)` or `(train,)`, as `self_influence` returns it.
+
+    Raises:
+      ValueError: as `relatif` does.
+    """
+    check_alike([scores, own])
+    norms = np.sqrt(_positive(own) * scores["self"] / scores.attrs["n_train"])
+    return _about(scores / norms, scores, "unit norm", "cosine")
+
+
+def check_alike(scores: Sequence[xr.DataArray]) -> None:
+    """Raises if scores can't be combined: they would not be in the same units.
+
+    Raises:
+      ValueError: naming what differs, with the values.
+    """
+    for key in SAME:
+        found = {str(x.attrs.get(key)) for x in scores}
+        if len(found) > 1:
+            raise ValueError(
+                f"Scores made with different {key} can't be combined: "
+                f"{' and '.join(sorted(found))}. Compute them with the same."
+            )
+
+
+def _positive(own: xr.DataArray) -> xr.DataArray:
+    total = own.sum("layer") if "layer" in own.dims else own
+    if not (total > 0).all():
+        worst = str(total["train"].values[int(np.argmin(total.values))])
+        raise ValueError(
+            f"Sequence {worst!r} has no influence on itself, so nothing can be divided "
+            "by it. Leave it out."
+        )
+    return total
+
+
+def _about(
+    found: xr.DataArray, scores: xr.DataArray, what: str, unit: str
+) -> xr.DataArray:
+    found.attrs = {**scores.attrs, "unit": unit, "normalisation": what}
+    return found.rename(scores.name)

@@ -1,0 +1,125 @@
+"""Self-influence, normalised scores, and the parts of a query are what they say."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+import influence
+from influence.attribution.duplicates import near_duplicates
+from influence.attribution.normalise import check_alike, relatif, unit
+from influence.attribution.query_tokens import query_tokens
+from influence.attribution.self_influence import self_influence
+from influence.attribution.tokens import concentrated
+from influence.types import rows
+from tests.attribution.test_scan import ROUNDING, asked
+from tests.curvature import exact
+
+
+@pytest.mark.parametrize("name", ["raw-loop", "linen-scan"])
+def test_self_influence_is_the_gradient_s_product_with_itself(name):
+    case, curvature, *_ = asked(name)
+    found = self_influence(case.task, case.params, curvature, case.examples.batches(3))
+    assert found.dims == ("train", "layer")
+    grads = exact.gradients(case, curvature.layers)
+    dense = curvature.dense()
+    for x, place, label in rows(curvature.layers):
+        block = dense[x.name][place]
+        damped = block + 0.1 * jnp.trace(block) / len(block) * jnp.eye(len(block))
+        g = grads[x.name][(slice(None), *place)].reshape(len(case.examples), -1)
+        expected = (g * jnp.linalg.solve(damped, g.T).T).sum(1) / len(case.examples)
+        scale = float(expected.max())
+        np.testing.assert_allclose(
+            found.sel(layer=label), expected, atol=ROUNDING * scale
+        )
+
+
+def test_a_sequence_s_own_score_is_its_self_influence():
+    case, curvature, *_ = asked("raw-loop")
+    tokens = case.examples.inputs["tokens"][0][case.examples.inputs["counts"][0]]
+    own = influence.completions(
+        case.task, {"itself": (tokens[:1].tolist(), tokens[1:].tolist())}
+    )
+    query = influence.query(curvature, case.params, own)
+    batches = case.examples.batches(7)
+    score = influence.scan(case.task, case.params, query, batches).total[0, 0]
+    found = self_influence(case.task, case.params, curvature, batches).sum("layer")
+    np.testing.assert_allclose(score, found[0], rtol=1e-9)
+    # Under the inverse curvature it is as long as itself: its cosine is one.
+    scores = influence.scan(case.task, case.params, query, batches).total
+    cosines = unit(scores, found)
+    np.testing.assert_allclose(cosines[0, 0], 1, rtol=1e-9)
+    assert float(abs(cosines).max()) <= 1 + 1e-9
+    assert cosines.attrs["normalisation"] == "unit norm"
+
+
+def test_relatif_divides_by_the_root_of_own_influence():
+    case, curvature, _, query = asked("raw-loop")
+    batches = case.examples.batches(7)
+    scores = influence.scan(case.task, case.params, query, batches).total
+    own = self_influence(case.task, case.params, curvature, batches)
+    found = relatif(scores, own)
+    expected = scores.values / np.sqrt(own.sum("layer").values)
+    np.testing.assert_allclose(found, expected)
+    assert found.attrs["unit"] == "nats per root of own influence"
+    assert found.attrs["damping"] == scores.attrs["damping"]
+    other = self_influence(
+        case.task, case.params, curvature, batches, inverse=influence.Absolute(1.0)
+    )
+    with pytest.raises(ValueError, match="different damping can't be combined: 0.1 × "):
+        relatif(scores, other)
+    with pytest.raises(ValueError, match="'text-0-0' has no influence on itself"):
+        relatif(scores, own * xr.ones_like(own).where(own["train"] != "text-0-0", 0))
+
+
+def test_what_was_made_alike_can_be_combined():
+    case, _, _, query = asked("raw-loop")
+    batches = case.examples.batches(7)
+    scores = influence.scan(case.task, case.params, query, batches).total
+    check_alike([scores, scores])
+    elsewhere = influence.scan(case.task, case.params, query, batches, n_train=9).total
+    with pytest.raises(
+        ValueError, match="different n_train can't be combined: 7 and 9"
+    ):
+        check_alike([scores, elsewhere])
+
+
+@pytest.mark.parametrize("name", ["raw-loop", "nnx-scan"])
+def test_the_cube_sums_to_the_score_along_every_axis(name):
+    case, curvature, measurements, query = asked(name)
+    batches = case.examples.batches(7)
+    whole = influence.token_scores(
+        case.task, case.params, query, batches, n_train=7, by_layer=True
+    ).sel(query="one")
+    parts = query_tokens(curvature, case.params, "one", measurements["one"])
+    assert parts.names[:2] == ("one@0", "one@1")
+    cube = influence.token_scores(
+        case.task, case.params, parts, batches, n_train=7, by_layer=True
+    )
+    assert cube.dims == ("query", "train", "layer", "token")
+    scale = float(abs(whole).max())
+    np.testing.assert_allclose(cube.sum("query"), whole, atol=ROUNDING * scale)
+    scores = influence.scan(case.task, case.params, query, batches)
+    np.testing.assert_allclose(
+        cube.sum(["query", "layer", "token"]),
+        scores.total.sel(query="one"),
+        atol=ROUNDING * scale,
+    )
+    # The prompt has two tokens and the completion two: of the last, no update is made.
+    assert not cube.values[3:].any()
+    assert (abs(cube.values[:3]).sum((1, 2, 3)) > 0).all()
+
+
+def test_a_score_that_hangs_on_one_token_is_marked():
+    shares = xr.DataArray([[5.0, 0.1, 0.1], [1.0, 1.0, -1.0]], dims=["train", "token"])
+    assert concentrated(shares).values.tolist() == [True, False]
+
+
+def test_near_duplicates_are_grouped():
+    base = list(range(20))
+    tokens = [base, [99, *base[1:]], list(range(50, 70)), base[:-2], [7, 8]]
+    groups = near_duplicates(tokens, n=3, similarity=0.6)
+    assert groups.tolist() == [0, 0, 1, 0, 2]
+    assert near_duplicates(tokens, n=3, similarity=1.0).tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="not 0 and 0.5"):
+        near_duplicates(tokens, n=0)
