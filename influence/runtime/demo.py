@@ -33,7 +33,7 @@ from influence.model.continuation import Continuation, continuations, frequencie
 from influence.model.examples import Examples, prompted, sequences
 from influence.model.task import LanguageModel, Sampled
 from influence.model.transformer import Config, Decoder
-from influence.runtime import store
+from influence.runtime import formats, store
 from influence.runtime.data import (
     Sequence,
     Text,
@@ -143,7 +143,7 @@ def demo(out: Path, seed: int, size: Size, console: Console) -> store.Run:
     curvature = fit(
         task, params, batches, layers="blocks.*", labels=Sampled(seed), run=driver.run
     )
-    run.write("curvature.safetensors", store.write_curvature(curvature))
+    run.write("curvature.safetensors", formats.write_curvature(curvature))
     with driver.stage("queries"):
         queries = query(curvature, params, asked.measurements)
     scores = scan(task, params, queries, batches, run=driver.run)
@@ -159,9 +159,9 @@ def demo(out: Path, seed: int, size: Size, console: Console) -> store.Run:
     lexical = bm25(
         asked.tokens, [x.tokens for x in corpus.sequences], corpus.examples.ids
     )
-    run.write("scores.zarr", store.write_scores(_dataset(scores, shares, lexical)))
+    run.write("scores.zarr", formats.write_scores(_dataset(scores, shares, lexical)))
     found = check(retrain, asked.measurements, params, scores.total, lexical, seed=seed)
-    run.write("check.json", store.write_json(_rows(found)))
+    run.write("check.json", formats.write_json(_rows(found)))
     findings = page.Findings(
         facts=_facts(corpus, size, params),
         questions=asked.questions,
@@ -170,7 +170,7 @@ def demo(out: Path, seed: int, size: Size, console: Console) -> store.Run:
         shares=shares,
         check=found,
     )
-    run.write("report.html", store.write_text(page.render(findings)))
+    run.write("report.html", formats.write_text(page.render(findings)))
     run.note(seconds={name: round(x, 1) for name, x in driver.seconds.items()})
     _print(console, scores, found, run)
     return run

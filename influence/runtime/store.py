@@ -10,23 +10,11 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import jax.numpy as jnp
-import numpy as np
-import xarray as xr
-from safetensors import safe_open
-from safetensors.numpy import save_file
-
-from influence.curvature.operator import Curvature
-from influence.linalg.basis import Basis
-from influence.linalg.kronecker import Kronecker
-from influence.types import Layer
 
 MANIFEST = "manifest.json"
 
@@ -132,97 +120,6 @@ def checksum(path: Path) -> str:
                 while block := stream.read(1 << 20):
                     state.update(block)
     return state.hexdigest()
-
-
-def write_text(text: str) -> Writer:
-    """Returns what writes a text."""
-    return lambda path: path.write_text(text, encoding="utf-8")
-
-
-def write_json(value: Any) -> Writer:
-    """Returns what writes a value as JSON."""
-    return write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_scores(dataset: xr.Dataset) -> Writer:
-    """Returns what writes labelled arrays as a zarr folder, names as plain UTF-8."""
-    names = {
-        k: x.astype(object) for k, x in dataset.coords.items() if x.dtype.kind == "U"
-    }
-
-    def write(path: Path) -> None:
-        with warnings.catch_warnings():
-            # xarray reads consolidated metadata by default, and zarr has always written
-            # it this way; it warns because the format's text does not mention it yet.
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            dataset.assign_coords(names).to_zarr(path)
-
-    return write
-
-
-def read_scores(path: Path) -> xr.Dataset:
-    """Returns labelled arrays from a zarr folder."""
-    return xr.open_zarr(path).load()
-
-
-def write_curvature(curvature: Curvature) -> Writer:
-    """Returns what writes a curvature as safetensors; shared eigenvectors once."""
-    arrays = {}
-    for x in curvature.layers:
-        block = curvature.blocks[x.name]
-        for i, q in enumerate(block.inputs.blocks):
-            arrays[f"q_in/{i}/{x.reads}"] = np.asarray(q)
-        for i, q in enumerate(block.outputs.blocks):
-            arrays[f"q_out/{i}/{x.name}"] = np.asarray(q)
-        arrays[f"lam/{x.name}"] = np.asarray(block.lam_OxI)
-    about = {
-        "layers": json.dumps([x._asdict() for x in curvature.layers]),
-        "positions": str(curvature.positions),
-        "sequences": str(curvature.sequences),
-        "labels": curvature.labels,
-        "method": curvature.method,
-    }
-    return lambda path: save_file(arrays, path, metadata=about)
-
-
-def read_curvature(path: Path) -> Curvature:
-    """Returns a curvature from safetensors."""
-    with safe_open(path, framework="np") as file:
-        about = file.metadata()
-        names = file.keys()  # a method of the file; it is no mapping
-        arrays = {name: jnp.asarray(file.get_tensor(name)) for name in names}
-    layers = tuple(_layer(x) for x in json.loads(about["layers"]))
-    blocks = {
-        x.name: Kronecker(
-            _basis(arrays, "q_in", x.reads),
-            _basis(arrays, "q_out", x.name),
-            arrays[f"lam/{x.name}"],
-        )
-        for x in layers
-    }
-    return Curvature(
-        layers,
-        blocks,
-        int(about["positions"]),
-        int(about["sequences"]),
-        about["labels"],
-        about["method"],
-    )
-
-
-def _basis(arrays: Mapping[str, Any], side: str, name: str) -> Basis:
-    blocks = []
-    while (q := arrays.get(f"{side}/{len(blocks)}/{name}")) is not None:
-        blocks.append(q)
-    return Basis(tuple(blocks))
-
-
-def _layer(fields: Mapping[str, Any]) -> Layer:
-    views = {
-        key: tuple((kind, tuple(argument)) for kind, argument in fields[key])
-        for key in ("weight_view", "bias_view")
-    }
-    return Layer(**{**fields, **views, "stack": tuple(fields["stack"])})
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from influence.model.train import Recipe
 from influence.model.transformer import Config
-from influence.runtime import store
+from influence.runtime import formats
 from influence.runtime.demo import Size, demo
 
 TINY = Size(8, Config(512, 64, 16, 24, 2, 2), Recipe(20, 16, 1e-2))
@@ -34,7 +34,7 @@ def test_everything_is_written_and_whole(run):
     names = {"curvature.safetensors", "scores.zarr", "check.json", "report.html"}
     assert set(run.manifest["artifacts"]) == names
     assert {x.name for x in run.folder.iterdir()} == names | {"manifest.json"}
-    curvature = run.read("curvature.safetensors", store.read_curvature)
+    curvature = run.read("curvature.safetensors", formats.read_curvature)
     assert curvature.sequences == run.manifest["corpus"]["sequences"]
     assert {x.name.split(".")[0] for x in curvature.layers} == {"blocks"}
     assert len(curvature.layers) == 7

@@ -1,5 +1,6 @@
 """What a run folder says it has, it has, whole."""
 
+import json
 import subprocess
 import sys
 from textwrap import dedent
@@ -10,8 +11,10 @@ import pytest
 import xarray as xr
 
 import influence
+from influence.attribution.corpus import reweighted, without
+from influence.attribution.forms import Joint, Whitened
 from influence.model.task import Empirical
-from influence.runtime import store
+from influence.runtime import formats, store
 from tests import cases
 
 
@@ -21,7 +24,7 @@ def run(tmp_path):
 
 
 def test_an_artifact_is_written_read_and_in_the_manifest(run):
-    run.write("note.txt", store.write_text("x <é>\n"))
+    run.write("note.txt", formats.write_text("x <é>\n"))
     assert run.read("note.txt", lambda path: path.read_text("utf-8")) == "x <é>\n"
     assert run.manifest["job"] == "test"
     assert set(run.manifest["artifacts"]) == {"note.txt"}
@@ -29,7 +32,7 @@ def test_an_artifact_is_written_read_and_in_the_manifest(run):
 
 
 def test_a_changed_byte_is_found_and_named(run):
-    path = run.write("note.txt", store.write_text("abc"))
+    path = run.write("note.txt", formats.write_text("abc"))
     path.write_text("abd")
     with pytest.raises(ValueError, match=r"note\.txt is not what the run wrote"):
         run.read("note.txt", lambda path: path.read_text())
@@ -48,11 +51,11 @@ def test_what_was_not_finished_is_not_there(run):
 
 
 def test_a_disk_that_fills_up_leaves_nothing_and_says_so(run):
-    run.write("before.txt", store.write_text("as it was"))
+    run.write("before.txt", formats.write_text("as it was"))
     script = """
         import resource, signal, sys
         from pathlib import Path
-        from influence.runtime import store
+        from influence.runtime import formats, store
 
         # The system refuses to let a file grow further, as a full disk does.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -60,7 +63,7 @@ def test_a_disk_that_fills_up_leaves_nothing_and_says_so(run):
         run = store.Run(Path(sys.argv[1]))
         for name in ("after.txt", "before.txt"):
             try:
-                run.write(name, store.write_text("x" * 1_000_000))
+                run.write(name, formats.write_text("x" * 1_000_000))
             except OSError as error:
                 sys.stderr.write(str(error) + "\\n")
     """
@@ -76,7 +79,7 @@ def test_a_disk_that_fills_up_leaves_nothing_and_says_so(run):
 
 
 def test_a_new_run_forgets_what_an_old_one_finished(run):
-    run.write("note.txt", store.write_text("old"))
+    run.write("note.txt", formats.write_text("old"))
     again = store.Run.create(run.folder, {"job": "again"})
     with pytest.raises(FileNotFoundError, match="no finished"):
         again.read("note.txt", lambda path: path.read_text())
@@ -96,8 +99,8 @@ def test_scores_come_back_as_they_were(run):
         coords={"query": ["a", "é"], "train": ["x:1", "x:2", "y:1"]},
         attrs={"unit": "nats"},
     )
-    run.write("scores.zarr", store.write_scores(scores))
-    found = run.read("scores.zarr", store.read_scores)
+    run.write("scores.zarr", formats.write_scores(scores))
+    found = run.read("scores.zarr", formats.read_scores)
     np.testing.assert_array_equal(found["score"], scores["score"])
     assert found["train"].values.tolist() == ["x:1", "x:2", "y:1"]
     assert found["query"].values.tolist() == ["a", "é"]
@@ -105,7 +108,7 @@ def test_scores_come_back_as_they_were(run):
     (chunk,) = [x for x in run.path("scores.zarr").rglob("c/0/0")]
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
     with pytest.raises(ValueError, match=r"scores\.zarr is not what the run wrote"):
-        run.read("scores.zarr", store.read_scores)
+        run.read("scores.zarr", formats.read_scores)
 
 
 @pytest.mark.parametrize("name", ["raw-scan", "nnx-loop"])
@@ -113,10 +116,47 @@ def test_a_curvature_comes_back_as_it_was(run, name):
     case = cases.case(cases.MAKERS[name], True)
     batches = case.examples.batches(3)
     curvature = influence.fit(case.task, case.params, batches, labels=Empirical())
-    run.write("curvature.safetensors", store.write_curvature(curvature))
-    found = run.read("curvature.safetensors", store.read_curvature)
+    run.write("curvature.safetensors", formats.write_curvature(curvature))
+    found = run.read("curvature.safetensors", formats.read_curvature)
     assert found.layers == curvature.layers
     assert (found.positions, found.sequences) == (curvature.positions, 7)
     v = {k: jnp.ones(x.lam_OxI.shape) for k, x in curvature.blocks.items()}
     for k, x in found.solve(v).items():
         np.testing.assert_array_equal(x, curvature.solve(v)[k])
+
+
+@pytest.mark.parametrize("compress", [None, Whitened(3), Joint(3)])
+def test_queries_come_back_as_they_were(run, compress):
+    case = cases.case(cases.MAKERS["raw-scan"], True)
+    batches = case.examples.batches(7)
+    curvature = influence.fit(case.task, case.params, batches, labels=Empirical())
+    asked = influence.completions(case.task, {"é": ([1, 2], [3]), "b": ([4], [5])})
+    query = influence.query(curvature, case.params, asked, compress=compress)
+    run.write("query.safetensors", formats.write_query(query))
+    back = run.read("query.safetensors", formats.read_query)
+    assert back.layers == query.layers
+    assert (back.names, back.facts, back.about) == (
+        query.names,
+        query.facts,
+        query.about,
+    )
+    found, expected = (
+        influence.scan(case.task, case.params, x, batches).layers for x in (back, query)
+    )
+    xr.testing.assert_identical(found, expected)
+
+
+def test_a_corpus_is_written_with_the_weights_it_should_have(run):
+    scores = xr.DataArray(
+        [[3.0, -1.0, 2.0], [0.0, 5.0, 1.0]],
+        coords={"query": ["a", "b"], "train": ["x", "y", "z"]},
+    )
+    rows = [{"id": i, "text": f"text of {i}"} for i in ("x", "y", "z")]
+    out = without(rows, scores, each=1)
+    run.write("corpus.jsonl", formats.write_corpus(out))
+    lines = run.path("corpus.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(x) for x in lines] == [{"id": "z", "text": "text of z"}]
+    weighted = reweighted(rows, scores.sel(query="a"), weight=4.0, share=1 / 3)
+    assert [x["weight"] for x in weighted] == [4.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="no score for 'w'"):
+        without([{"id": "w"}], scores, each=1)
