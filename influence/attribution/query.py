@@ -205,7 +205,7 @@ def _differentiate(
     measurement: Measurement, layers: tuple[Layer, ...], params: Params
 ) -> tuple[Array, dict[str, Array]]:
     leaves = named_leaves(params)
-    names = {x.name for x in layers} | {x.bias for x in layers if x.bias}
+    names = {x.parameter for x in layers} | {x.bias for x in layers if x.bias}
     covered = {name: leaves[name] for name in names}
     value, gradient = jax.value_and_grad(
         lambda covered: measurement(with_leaves(params, covered))

@@ -86,7 +86,7 @@ def _init(params: Params, layers: Sequence[Layer]) -> dict[str, Any]:
     weights = named_leaves(params)
     sums: dict[str, Any] = {}
     for x in layers:
-        dtype = wide(weights[x.name].dtype)
+        dtype = wide(weights[x.parameter].dtype)
         empty = {
             "inputs": jnp.zeros((*x.stack, x.columns, x.columns), dtype),
             "gradients": {},
