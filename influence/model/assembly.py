@@ -101,6 +101,8 @@ def _contributions(uses: Sequence[Use]) -> tuple[Contribution, ...]:
 
 
 def _contribution(use: Use, main: Use) -> Contribution | None:
+    if use is main:
+        return Contribution(use, False)
     if use.weight.stack != main.weight.stack:
         return None
     shape = main.weight.shape

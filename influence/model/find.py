@@ -58,6 +58,7 @@ COMBINED = {
 """The equations that may use a parameter as a layer, and what tells whether they do."""
 
 HINTS = {
+    "sub": "used in `sub`: write `x - b` as `x + (-b)`",
     "dynamic_slice": "cut (`dynamic_slice`) at a place known only as the model runs",
     "custom_jvp_call": "used in a function with a derivative rule of its own",
     "custom_vjp_call": "used in a function with a derivative rule of its own",
@@ -275,7 +276,8 @@ def _combined(scope: Scope, eqn: JaxprEqn, twin: JaxprEqn) -> Value:
         if isinstance(x, Weight)
     ]
     if len(weights) != 1 or name not in COMBINED:
-        _refused(scope, eqn, TOGETHER.get(name, f"used in `{name}`"))
+        said = HINTS.get(name, f"used in `{name}`")
+        _refused(scope, eqn, TOGETHER.get(name, said))
         return None
     ((side, value),) = weights
     use = COMBINED[name](value, eqn, twin, side, scope.examples)

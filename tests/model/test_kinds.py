@@ -188,6 +188,7 @@ ELEMENTWISE = {
     "vmapped": (lambda w, x: jax.vmap(lambda x: x * w[None])(x), (6,), "scale"),
     "learned positions": (lambda w, x: x + w[None], (5, 6), "shift"),
     "the first positions": (lambda w, x: x + w[None, :5], (9, 6), "shift"),
+    "subtracted": (lambda w, x: x + (-w)[None, None], (6,), "shift"),
     "a half": (lambda w, x: x + (-0.5 * w / 3 - 1)[None, None], (6,), "shift"),
 }
 

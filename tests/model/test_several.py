@@ -9,7 +9,8 @@ from jax import lax
 
 from influence.model.reading import Reading, read
 from influence.model.trace import select, trace
-from tests.model.readings import assert_read, normal
+from influence.model.weight import matrix
+from tests.model.readings import FLOAT64, assert_read, normal
 
 IDS = jnp.array([[3, 0, 3, 7], [1, 8, 0, 0], [2, 2, 2, 4]])
 
@@ -223,6 +224,21 @@ def test_uses_of_different_precision_add_up_in_the_higher():
     params = {"embed": normal(9, 6).astype(jnp.bfloat16).astype(jnp.float32)}
     # The cast loses nothing on the way forward; back, it rounds to eight bits.
     assert_read(apply, params, IDS, tolerance=2**-7)
+
+
+def test_a_reading_of_whole_gradients_has_its_arrays_copy_by_copy():
+    apply, params, x, _ = SHARED["blocks run thrice in a scan"]
+    program = trace(apply, params, x)
+    turns = normal(2, 6, 6, seed=1)
+
+    def turned(ds, given, common):
+        return {name: common * (d @ given[name]).sum(0) for name, d in ds.items()}
+
+    reading = Reading(lambda a, gs, given, common: gs, turned)
+    layers, given = program.layers, {"w": {"w": turns}}
+    found = read(program, layers, reading, jnp.sum, params, x, given, 3.0)["w"]["w"]
+    d = matrix(layers[0], jax.grad(lambda p: apply(p, x).sum())(params))
+    assert jnp.abs(found - 3.0 * d @ turns).max() < FLOAT64 * jnp.abs(d).max()
 
 
 def test_uses_in_a_remat_and_outside_add_up():

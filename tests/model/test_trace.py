@@ -290,6 +290,7 @@ REFUSED = {
         normal(6, 6),
         "carried from step to step",
     ),
+    "subtracted": (lambda p, x: x - p["w"][None, None], normal(6), "`x + (-b)`"),
     "stopped": (
         lambda p, x: x @ jax.lax.stop_gradient(p["w"]),
         normal(6, 3),
