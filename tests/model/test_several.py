@@ -116,6 +116,14 @@ SHARED = {
         X,
         {"w": ("matrix", 6, 7)},
     ),
+    "both ways with one bias": (
+        lambda p, x: (
+            jnp.tanh(x @ p["w"] + p["b"][None, None]) @ p["w"].T + p["b"][None, None]
+        ),
+        {"w": normal(6, 6), "b": normal(6)},
+        X,
+        {"w": ("matrix", 6, 6), "b": ("shift", 6, 1)},
+    ),
     "two products, one with a bias": (
         lambda p, x: jnp.tanh(x @ p["w"] + p["b"][None, None]) @ p["w"],
         {"w": normal(6, 6), "b": normal(6)},
