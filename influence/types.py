@@ -19,7 +19,11 @@ Inputs = Any
 """A pytree of arrays with a leading example axis: what a task reads of a batch."""
 
 Step = tuple[str, tuple[int, ...]]
-"""One move of a view: `("reshape", shape)` or `("transpose", permutation)`."""
+"""One move of a view: `("reshape", shape)`, `("transpose", permutation)` or
+`("slice", (axis, start, stop))`."""
+
+KINDS = ("matrix", "convolution", "embedding", "scale", "shift")
+"""What a model may use a parameter as, in the order in which a kind names a layer."""
 
 
 class Batch(NamedTuple):
@@ -57,8 +61,12 @@ class Batches(Protocol):
 class Layer(NamedTuple):
     """One parameter matrix as the model uses it: `y = W a`, or `y = [W b] [a; 1]`.
 
+    Lookups, convolutions and elementwise uses are products too: with one-hots, with
+    patches, with a single 1.
+
     Attributes:
-      name: the weight's path in the params tree.
+      name: the weight's path in the params tree, with the part of it where the model
+        cuts it: `qkv.kernel[:, 0:64]`.
       bias: the path of its bias, or None.
       inputs: `I`, the length of the input `a`, without the 1 of a bias.
       outputs: `O`, the length of the output `y`.
@@ -69,6 +77,10 @@ class Layer(NamedTuple):
         input covariance, one eigendecomposition and one rotation.
       weight_view: the steps that turn the weight into matrices `[*stack, O, I]`.
       bias_view: the steps that turn the bias into vectors `[*stack, O]`.
+      kind: what the model uses it as, one of `KINDS`; of several the first in order.
+      diagonal: whether the covariance of the inputs, and that of the outputs, is kept
+        in the standard basis: of one-hot inputs it is diagonal, and the entries of a
+        scale or shift are no mixture of one another.
     """
 
     name: str
@@ -79,6 +91,14 @@ class Layer(NamedTuple):
     reads: str
     weight_view: tuple[Step, ...]
     bias_view: tuple[Step, ...]
+    kind: str = "matrix"
+    diagonal: tuple[bool, bool] = (False, False)
+
+    @property
+    def parameter(self) -> str:
+        """Returns the weight's path in the params tree."""
+        cut = any(kind == "slice" for kind, _ in self.weight_view)
+        return self.name.rpartition("[")[0] if cut else self.name
 
     @property
     def columns(self) -> int:

@@ -26,7 +26,7 @@ def test_the_python_example_runs(capsys):
     }
     exec(compile(code, "README.md", "exec"), names)
     printed = capsys.readouterr().out
-    assert "not covered" in printed
+    assert "embedding:embed.embedding" in printed
     assert "greeting (nats per added copy)" in printed
     assert printed.count("text-0-") == 5
     assert names["scores"].layers.dims == ("query", "train", "layer")

@@ -68,10 +68,14 @@ class Factors(abc.ABC):
 
     def inputs(self, layer: Layer) -> tuple[int, ...]:
         """Returns the lengths of the blocks of a layer's input side."""
+        if layer.diagonal[0]:
+            return ()
         return split(layer.columns, self.blocks, self.widest)
 
     def outputs(self, layer: Layer) -> tuple[int, ...]:
         """Returns the lengths of the blocks of a layer's output side."""
+        if layer.diagonal[1]:
+            return ()
         return split(layer.outputs, self.blocks, self.widest)
 
     @abc.abstractmethod
@@ -187,7 +191,7 @@ def _init(params: Params, layers: Sequence[Layer], factors: Factors) -> Any:
     weights = named_leaves(params)
     sums: dict[str, Any] = {}
     for x in layers:
-        dtype = wide(weights[x.name].dtype)
+        dtype = wide(weights[x.parameter].dtype)
         empty = {
             "inputs": _empty(x.stack, x.columns, factors.inputs(x), dtype),
             "gradients": {},

@@ -84,7 +84,9 @@ def identity(
             x.name: Kronecker(
                 Basis(()),
                 Basis(()),
-                jnp.ones((*x.stack, x.outputs, x.columns), wide(weights[x.name].dtype)),
+                jnp.ones(
+                    (*x.stack, x.outputs, x.columns), wide(weights[x.parameter].dtype)
+                ),
             )
             for x in chosen
         },

@@ -120,7 +120,9 @@ READING = Reading(_at, _of)
 def _init(params: Params, layers: Sequence[Layer]) -> Any:
     weights = named_leaves(params)
     lam = {
-        x.name: jnp.zeros((*x.stack, x.outputs, x.columns), wide(weights[x.name].dtype))
+        x.name: jnp.zeros(
+            (*x.stack, x.outputs, x.columns), wide(weights[x.parameter].dtype)
+        )
         for x in layers
     }
     return lam, jnp.uint32(0)

@@ -80,14 +80,14 @@ def check_taps(
     """
     two = jax.tree.map(lambda x: jnp.asarray(x)[:2], batch)
     layers, probes = tuple(layers), _probes(layers)
-    products = trace(task.outputs, params, two.inputs).products
+    uses = trace(task.outputs, params, two.inputs).uses
     with jax.default_matmul_precision("highest"):
         together = _read(task, layers, params, two, probes)
         for i in range(len(two.real_B)):
             one = jax.tree.map(lambda x, i=i: x[i : i + 1], two)
             alone, norm = _differentiate(task, layers, params, one, probes)
             for x in layers:
-                eps = jnp.finfo(aval(products[x.name].out).dtype).eps
+                eps = max(jnp.finfo(aval(y.use.out).dtype).eps for y in uses[x.name])
                 read, expected = together[x.name][..., i], alone[x.name]
                 # Rounding stays well below the square root of the precision, and a
                 # mistake well above, whatever the precision is.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from influence.model.task import Task
-from influence.model.trace import Uncovered, select, trace
+from influence.model.trace import Uncovered, on_request, select, trace
 from influence.types import Batch, Layer, Params
 
 
@@ -13,18 +13,24 @@ class Coverage:
     """Every parameter of a model: in a layer, or not covered and why.
 
     Attributes:
-      layers: in the order data passes through them.
+      layers: matrices and convolutions, in the order data passes through them.
+      on_request: layers of other kinds, chosen by patterns such as `embedding:*`.
       uncovered: the other parameters.
     """
 
     layers: tuple[Layer, ...]
+    on_request: tuple[Layer, ...]
     uncovered: tuple[Uncovered, ...]
 
     def __str__(self) -> str:
-        """Returns two tables."""
-        head = ("layer", "I", "O", "bias", "stack", "shared input")
+        """Returns a table each of layers, of those on request, and of what is left."""
+        head = ("layer", "kind", "I", "O", "bias", "stack", "shared input")
         table = [head, *(_row(x, self.layers) for x in self.layers)]
         lines = _aligned(table)
+        if self.on_request:
+            asked = [_row(x, self.on_request) for x in self.on_request]
+            asked = [(f"{kind}:{name}", kind, *x) for name, kind, *x in asked]
+            lines += ["", *_aligned([("on request, as", *head[1:]), *asked])]
         if self.uncovered:
             missing = [
                 (x.name, "×".join(map(str, x.shape)), x.reason) for x in self.uncovered
@@ -48,14 +54,16 @@ def layers(task: Task, params: Params, batch: Batch) -> Coverage:
         for another number of examples.
     """
     program = trace(task.outputs, params, batch.inputs)
-    found = select(program, "*") if program.layers else ()
-    return Coverage(found, program.uncovered)
+    asked = tuple(x for x in program.layers if on_request(x))
+    usual = len(asked) < len(program.layers)
+    return Coverage(select(program, "*") if usual else (), asked, program.uncovered)
 
 
 def _row(layer: Layer, layers: Sequence[Layer]) -> tuple[str, ...]:
     alone = [x.reads for x in layers].count(layer.reads) == 1
     return (
         layer.name,
+        layer.kind,
         str(layer.inputs),
         str(layer.outputs),
         layer.bias or "",

@@ -1,10 +1,9 @@
-"""Which matrix products of a flat program are layers, and why the others are not.
+"""What a flat program uses its parameters for, and which uses are no layer's, and why.
 
-A *layer* is a `dot_general` with exactly one operand that comes from a parameter
-through casts, transposes and reshapes alone, and another that differs from example to
-example. The walk follows every parameter through such equations, and through the scans
-that slice it, and says of each use what it is: a product, a bias added to a product's
-result, or words for what else.
+The walk follows every parameter through casts, transposes, reshapes, cuts and
+multiplication by a number, into the scans that slice it or use it anew in every step,
+up to an equation that combines it with something that differs from example to example.
+Of each it says what use that is, or in words why no reading covers it.
 
 To tell the examples apart it reads the same program traced twice, the second time with
 twice the examples: the axis that doubled is theirs.
@@ -13,6 +12,7 @@ twice the examples: the axis that doubled is theirs.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -20,15 +20,20 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core import primitives as p
 
 from influence.model import jaxprs
+from influence.model.convolution import Convolution, convolution
+from influence.model.elementwise import Shift, scale, shift
 from influence.model.jaxprs import aval
-from influence.model.product import Axes, Product, Weight, operand_axes, whole
+from influence.model.lookup import lookup
+from influence.model.product import Product, product
+from influence.model.use import Use
+from influence.model.weight import Axes, Weight, part, whole
 from influence.types import Step
 
 
 class Result(NamedTuple):
-    """A value that is a product's result, cast, its axes moved or inserted."""
+    """The result of a product or convolution, cast, its axes moved or inserted."""
 
-    product: Product
+    use: Use
     axes: Axes
 
 
@@ -37,23 +42,39 @@ Value = Weight | Result | None
 
 
 class Bias(NamedTuple):
-    """A parameter added to a product's result, and its view as `[*stack, O]`."""
+    """A shift of a product's result, and the view of the parameter as `[*stack, O]`."""
 
-    name: str
+    use: Shift
     view: tuple[Step, ...]
 
 
-Use = Product | Bias | str
-"""What a parameter is used for: words where no reading covers it."""
+COMBINED = {
+    "dot_general": product,
+    "conv_general_dilated": convolution,
+    "gather": lookup,
+    "mul": scale,
+    "add": shift,
+}
+"""The equations that may use a parameter as a layer, and what tells whether they do."""
 
 HINTS = {
-    "gather": "looked up row by row (`gather`), as an embedding is",
-    "mul": "multiplied elementwise (`mul`), as a norm's scale is",
-    "conv_general_dilated": "the kernel of a convolution",
-    "slice": "cut into parts (`slice`) before its use",
-    "dynamic_slice": "cut into parts (`dynamic_slice`) before its use",
+    "sub": "used in `sub`: write `x - b` as `x + (-b)`",
+    "dynamic_slice": "cut (`dynamic_slice`) at a place known only as the model runs",
     "custom_jvp_call": "used in a function with a derivative rule of its own",
     "custom_vjp_call": "used in a function with a derivative rule of its own",
+    "ragged_dot": "used in `ragged_dot`: write experts as a batched product",
+    "ragged_dot_general": "used in `ragged_dot`: write experts as a batched product",
+    "shard_map": "used inside `shard_map`, whose body is not followed",
+    "while": "used inside a `while` loop: write it as a `scan` of known length",
+    "cond": "used inside a `cond`, of which only one branch runs",
+}
+
+TOGETHER = {
+    "dot_general": (
+        "multiplied with another parameter: write `x @ (A B)` as `(x @ A) @ B`, and "
+        "give an einsum of three operands `optimize=[(0, 1), (0, 1)]`"
+    ),
+    "add": "added to another parameter",
 }
 
 
@@ -62,21 +83,25 @@ class Findings:
     """What a walk has found.
 
     Attributes:
-      uses: every use of every parameter.
-      products: in the order the program carries them out.
-      biases: of each product, the bias added to its result.
+      uses: every use of every parameter, or words where no reading covers it.
+      order: the uses that are covered, in the order of the program.
+      biases: of each product or convolution, the bias added to its result.
       early: the variables that hold rearranged parameters, computed before all else.
+      stopped: the parameters some of whose uses the model keeps gradients from.
     """
 
-    uses: dict[str, list[Use]] = field(default_factory=dict)
-    products: list[Product] = field(default_factory=list)
-    biases: dict[Product, Bias] = field(default_factory=dict)
+    uses: dict[str, list[Use | str]] = field(default_factory=dict)
+    order: list[Use] = field(default_factory=list)
+    biases: dict[Use, Bias] = field(default_factory=dict)
     early: set[Var] = field(default_factory=set)
+    stopped: set[str] = field(default_factory=set)
 
-    def use(self, value: Value, how: Use) -> None:
+    def use(self, value: Value, how: Use | str) -> None:
         """Notes a use, if the value is a parameter."""
         if isinstance(value, Weight):
             self.uses.setdefault(value.name, []).append(how)
+            if isinstance(how, Use):
+                self.order.append(how)
 
 
 class Scope(NamedTuple):
@@ -124,26 +149,39 @@ def find(
     known = dict(zip(jaxpr.invars, values, strict=True))
     scope = Scope(jaxpr, doubled, examples, known, count, findings)
     for eqn, twin in zip(jaxpr.eqns, doubled.eqns, strict=True):
-        if eqn.primitive in (*jaxprs.CASTS, *jaxprs.REARRANGEMENTS):
-            known[eqn.outvars[0]] = _rearranged(scope, eqn)
-        elif eqn.primitive is p.dot_general_p:
-            known[eqn.outvars[0]] = _multiplied(scope, eqn, twin)
-        elif eqn.primitive.name == "add":
-            known[eqn.outvars[0]] = _added(scope, eqn)
-        elif eqn.primitive is p.scan_p:
-            _scanned(scope, eqn, twin)
-        elif eqn.primitive is p.remat_p:
-            inner, inner_twin = jaxprs.body(eqn).jaxpr, jaxprs.body(twin).jaxpr
-            values = [scope.value(x) for x in eqn.invars]
-            inside = [x if isinstance(x, Weight) else None for x in values]
-            find(inner, inner_twin, inside, examples, findings)
-        else:
-            name = eqn.primitive.name
-            for x in eqn.invars:
-                findings.use(scope.value(x), HINTS.get(name, f"used in `{name}`"))
+        known.update(zip(eqn.outvars, _followed(scope, eqn, twin), strict=False))
     for x in jaxpr.outvars:
         findings.use(scope.value(x), "handed on as it is")
     return findings
+
+
+def _followed(scope: Scope, eqn: JaxprEqn, twin: JaxprEqn) -> Sequence[Value]:
+    """Returns what is known of the first results of an equation."""
+    name = eqn.primitive.name
+    if eqn.primitive in (*jaxprs.CASTS, *jaxprs.REARRANGEMENTS):
+        return [_rearranged(scope, eqn)]
+    if name in ("slice", "split"):
+        return _cut(scope, eqn)
+    if name in COMBINED or name in ("sub", "div", "neg"):
+        return [_scaled(scope, eqn) or _combined(scope, eqn, twin)]
+    if eqn.primitive is p.scan_p:
+        _scanned(scope, eqn, twin)
+    elif eqn.primitive is p.remat_p:
+        inner, inner_twin = jaxprs.body(eqn).jaxpr, jaxprs.body(twin).jaxpr
+        values = [scope.value(x) for x in eqn.invars]
+        inside = [x if isinstance(x, Weight) else None for x in values]
+        find(inner, inner_twin, inside, scope.examples, scope.findings)
+    elif name == "stop_gradient":
+        values = [scope.value(x) for x in eqn.invars]
+        scope.findings.stopped |= {x.name for x in values if isinstance(x, Weight)}
+    else:
+        _refused(scope, eqn, HINTS.get(name, f"used in `{name}`"))
+    return []
+
+
+def _refused(scope: Scope, eqn: JaxprEqn, reason: str) -> None:
+    for x in eqn.invars:
+        scope.findings.use(scope.value(x), reason)
 
 
 def _rearranged(scope: Scope, eqn: JaxprEqn) -> Value:
@@ -189,77 +227,99 @@ def _moved(axes: Axes | None, eqn: JaxprEqn) -> Axes | None:
     return tuple(kept.pop(0) if size != 1 else None for size in after)
 
 
-def _multiplied(scope: Scope, eqn: JaxprEqn, twin: JaxprEqn) -> Value:
-    values = [scope.value(x) for x in eqn.invars]
-    weights = [i for i, x in enumerate(values) if isinstance(x, Weight)]
-    if len(weights) == 2:
-        for value in values:
-            scope.findings.use(value, "multiplied with another parameter")
-    if len(weights) != 1:
-        return None
-    (side,) = weights
-    value = values[side]
-    assert isinstance(value, Weight)
-    reason = _refusal(value, eqn, twin, side)
-    if reason:
-        scope.findings.use(value, reason)
-        return None
-    (example,) = _grown(eqn, twin, 1 - side)
-    product = Product(eqn, side, value, example, scope.examples)
-    scope.findings.use(value, product)
-    scope.findings.products.append(product)
-    return Result(product, tuple(range(aval(eqn.outvars[0]).ndim)))
+def _cut(scope: Scope, eqn: JaxprEqn) -> Sequence[Value]:
+    """Returns the parts of a parameter that a `slice` or `split` takes."""
+    value, options = scope.value(eqn.invars[0]), eqn.params
+    if not isinstance(value, Weight):
+        return []
+    if eqn.primitive.name == "split":
+        bounds = pairwise(accumulate(map(int, options["sizes"]), initial=0))
+        cuts = [[(options["axis"], *each)] for each in bounds]
+    else:
+        starts, stops = options["start_indices"], options["limit_indices"]
+        cuts = [list(zip(range(len(starts)), starts, stops, strict=True))]
+    parts = [part(value, cut) for cut in cuts]
+    if None in parts or any(step != 1 for step in options.get("strides") or ()):
+        scope.findings.use(value, "cut in strides, or after it was rearranged")
+        return []
+    scope.findings.early.update(eqn.outvars)
+    return parts
 
 
-def _refusal(value: Weight, eqn: JaxprEqn, twin: JaxprEqn, side: int) -> str | None:
-    """Returns why a parameter's product is no layer."""
-    if value.view is None or _grown(eqn, twin, side):
-        return "broadcast before its product"
-    grown = _grown(eqn, twin, 1 - side)
-    if not grown:
-        return "multiplied with something that is the same for every example"
-    _, free, _ = operand_axes(eqn, 1 - side)
-    before, after = (aval(x.invars[1 - side]).shape for x in (eqn, twin))
-    axis = grown[0]
-    if len(grown) > 1 or axis not in free or after[axis] != 2 * before[axis]:
-        return "its product mixes the examples: they can't be told apart"
+def _scaled(scope: Scope, eqn: JaxprEqn) -> Weight | None:
+    """Returns a parameter times a number, or plus one, which leaves its gradient."""
+    numbers = [x.val for x in eqn.invars if isinstance(x, Literal)]
+    value = next((x for x in map(scope.value, eqn.invars) if x is not None), None)
+    if not isinstance(value, Weight) or len(eqn.invars) != 1 + len(numbers):
+        return None
+    first = isinstance(eqn.invars[0], Literal)
+    factors = {
+        "mul": lambda: float(numbers[0]),
+        "div": lambda: None if first else 1 / float(numbers[0]),
+        "neg": lambda: -1.0,
+        "add": lambda: 1.0,
+        "sub": lambda: -1.0 if first else 1.0,
+    }
+    factor = factors.get(eqn.primitive.name, lambda: None)()
+    if factor is None:
+        return None
+    scope.findings.early.add(eqn.outvars[0])
+    return value._replace(factor=value.factor * factor)
+
+
+def _combined(scope: Scope, eqn: JaxprEqn, twin: JaxprEqn) -> Value:
+    """Notes a parameter's use; returns a product's or convolution's result as such."""
+    name = eqn.primitive.name
+    weights = [
+        (side, x)
+        for side, x in enumerate(map(scope.value, eqn.invars))
+        if isinstance(x, Weight)
+    ]
+    if len(weights) != 1 or name not in COMBINED:
+        said = HINTS.get(name, f"used in `{name}`")
+        _refused(scope, eqn, TOGETHER.get(name, said))
+        return None
+    ((side, value),) = weights
+    use = COMBINED[name](value, eqn, twin, side, scope.examples)
+    scope.findings.use(value, use)
+    if isinstance(use, Shift):
+        _note_bias(scope, use)
+    if isinstance(use, Product | Convolution):
+        return Result(use, tuple(range(aval(use.out).ndim)))
     return None
 
 
-def _grown(eqn: JaxprEqn, twin: JaxprEqn, side: int) -> list[int]:
-    before, after = aval(eqn.invars[side]).shape, aval(twin.invars[side]).shape
-    return [i for i, size in enumerate(before) if size != after[i]]
+def _note_bias(scope: Scope, use: Shift) -> None:
+    """Notes that a shift is the bias of what it is added to, if it is one.
 
-
-def _added(scope: Scope, eqn: JaxprEqn) -> Value:
-    for result, bias in (eqn.invars, eqn.invars[::-1]):
-        total, value = scope.value(result), scope.value(bias)
-        if isinstance(total, Result) and isinstance(value, Weight):
-            found = total.product.bias_view(value, total.axes)
-            if found is not None and scope.count[result] == 1:
-                named = Bias(value.name, found)
-                scope.findings.biases[total.product] = named
-                scope.findings.use(value, named)
-                return None
-    for x in eqn.invars:
-        scope.findings.use(scope.value(x), "added to something that is no layer")
-    return None
+    A result used elsewhere as well has a second cotangent there, which the bias would
+    not share.
+    """
+    total = scope.value(use.activation)
+    if not isinstance(total, Result) or scope.count[use.activation] > 1:
+        return
+    view = total.use.bias_view(use.weight, total.axes)
+    if view is not None and aval(use.out).shape == aval(use.activation).shape:
+        scope.findings.biases[total.use] = Bias(use, view)
 
 
 def _scanned(scope: Scope, eqn: JaxprEqn, twin: JaxprEqn) -> None:
-    walked = eqn.params["num_consts"] + eqn.params["num_carry"]
+    consts = eqn.params["num_consts"]
+    walked = consts + eqn.params["num_carry"]
     inside: list[Value] = []
     for i, x in enumerate(eqn.invars):
         value = scope.value(x)
-        if i < walked:
-            scope.findings.use(value, "used anew in every step of a `scan`")
+        if isinstance(value, Weight) and i < consts:
+            value = value._replace(scans=(*value.scans, (eqn, False)))
+        elif isinstance(value, Weight) and i < walked:
+            scope.findings.use(value, "carried from step to step of a `scan`")
             value = None
-        elif isinstance(value, Weight) and value.view != ():
-            scope.findings.use(value, "rearranged before a `scan` walks over it")
+        elif isinstance(value, Weight) and (value.view != () or value.cut):
+            scope.findings.use(value, "rearranged or cut before a `scan` walks over it")
             value = None
         elif isinstance(value, Weight):
-            length, *shape = aval(x).shape
-            value = whole(value.name, tuple(shape), (*value.stack, length))
+            slice_ = whole(value.name, aval(x).shape[1:], (*value.scans, (eqn, True)))
+            value = slice_._replace(factor=value.factor)
         inside.append(value if isinstance(value, Weight) else None)
     inner, inner_twin = jaxprs.body(eqn).jaxpr, jaxprs.body(twin).jaxpr
     find(inner, inner_twin, inside, scope.examples, scope.findings)

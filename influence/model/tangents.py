@@ -22,7 +22,7 @@ Leaves = dict[str, Array]
 def covered(params: Params, layers: Sequence[Layer]) -> Leaves:
     """Returns the parameters some layers are made of, by path."""
     leaves = named_leaves(params)
-    names = {x.name for x in layers} | {x.bias for x in layers if x.bias}
+    names = {x.parameter for x in layers} | {x.bias for x in layers if x.bias}
     return {name: jnp.asarray(leaves[name]) for name in sorted(names)}
 
 

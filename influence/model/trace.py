@@ -1,8 +1,8 @@
 """A model as a flat program whose layers are known.
 
 Any `outputs(params, inputs)` will do: nothing in it is edited, no class of models is
-asked for. The walk that finds the layers is in `find.py`; here its findings become the
-list of layers, the list of every other parameter with the reason, and the choice of
+asked for. The walk that finds every use of every parameter is in `find.py`, and what
+layers they make up in `assembly.py`; here is what both begin from, and the choice of
 layers by name.
 """
 
@@ -15,9 +15,12 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 
 from influence.model import jaxprs
-from influence.model.find import Bias, Findings, Use, find
-from influence.model.product import Product, operand_axes, whole
-from influence.types import Inputs, Layer, Params, named_leaves
+from influence.model.assembly import assemble
+from influence.model.find import Findings, find
+from influence.model.product import Product, operand_axes
+from influence.model.use import Contribution
+from influence.model.weight import whole
+from influence.types import KINDS, Inputs, Layer, Params, named_leaves
 
 Outputs = Callable[[Params, Inputs], Any]
 """A model: `(params, inputs) -> outputs`, every array with a leading example axis."""
@@ -38,8 +41,8 @@ class Program(NamedTuple):
       closed: the flat program.
       tree: the structure of the model's outputs.
       layers: every layer found, in the order of the program.
-      uncovered: every other parameter.
-      products: the product behind each layer, by name.
+      uncovered: every parameter in no layer.
+      uses: every use of each layer's weight, by the layer's name.
       early: the variables that hold rearranged parameters.
     """
 
@@ -47,8 +50,13 @@ class Program(NamedTuple):
     tree: Any
     layers: tuple[Layer, ...]
     uncovered: tuple[Uncovered, ...]
-    products: Mapping[str, Product]
+    uses: Mapping[str, tuple[Contribution, ...]]
     early: frozenset[Var]
+
+    def several(self, layer: str) -> bool:
+        """Returns whether a layer's weight is used more than once."""
+        first, *others = self.uses[layer]
+        return bool(others) or first.use.weight.repeated
 
 
 def trace(outputs: Outputs, params: Params, inputs: Inputs) -> Program:
@@ -73,25 +81,17 @@ def trace(outputs: Outputs, params: Params, inputs: Inputs) -> Program:
     ]
     values += [None] * len(jax.tree.leaves(inputs))
     found = find(closed.jaxpr, doubled.jaxpr, values, examples, Findings())
-    products = {
-        x.weight.name: x for x in found.products if len(found.uses[x.weight.name]) == 1
-    }
-    biases = {
-        name: found.biases[x]
-        for name, x in products.items()
-        if x in found.biases and len(found.uses[found.biases[x].name]) == 1
-    }
-    covered = {*products, *(x.name for x in biases.values())}
+    layers, uses, refused = assemble(found, list(names))
     return Program(
         closed=closed,
         tree=jax.tree.structure(jax.eval_shape(outputs, params, inputs)),
-        layers=tuple(_layer(x, biases.get(name)) for name, x in products.items()),
+        layers=layers,
         uncovered=tuple(
-            Uncovered(name, x.shape, _reason(found.uses.get(name, [])))
+            Uncovered(name, x.shape, refused[name])
             for name, x in names.items()
-            if name not in covered
+            if name in refused
         ),
-        products=products,
+        uses=uses,
         early=frozenset(found.early),
     )
 
@@ -130,31 +130,12 @@ def _check_program(jaxpr: Jaxpr, doubled: Jaxpr) -> None:
         )
 
 
-def _reason(uses: Sequence[Use]) -> str:
-    """Says why a parameter is not covered."""
-    words = {Product: "a matrix product", Bias: "a bias of a layer not covered"}
-    said = [x if isinstance(x, str) else words[type(x)] for x in uses]
-    if any(isinstance(x, Product) for x in uses):
-        return f"only partly a layer, used {len(uses)} times: {'; '.join(said)}"
-    return "; ".join(dict.fromkeys(said)) or "not used"
-
-
-def _layer(product: Product, bias: Bias | None) -> Layer:
-    name = product.weight.name
-    return Layer(
-        name=name,
-        bias=bias.name if bias else None,
-        inputs=product.inputs,
-        outputs=product.outputs,
-        stack=(*product.weight.stack, *product.stack),
-        reads=name,
-        weight_view=product.weight_view(),
-        bias_view=bias.view if bias else (),
-    )
-
-
 def select(program: Program, patterns: str | Sequence[str]) -> tuple[Layer, ...]:
     """Returns the layers whose names match a glob or one of several.
+
+    A bare glob chooses among matrices and convolutions, what curvature is usually
+    wanted of. `embedding:*`, `scale:*norm*` and `shift:*` choose among the others, as
+    `matrix:*` and `convolution:*` among one kind of these.
 
     Layers that read the same activation are told so: their `reads` is the name of the
     first of them.
@@ -166,13 +147,11 @@ def select(program: Program, patterns: str | Sequence[str]) -> tuple[Layer, ...]
     if not patterns:
         raise ValueError("No layers were selected: the list of patterns is empty.")
     for pattern in patterns:
-        if not any(fnmatchcase(x.name, pattern) for x in program.layers):
+        if not any(_matches(x, pattern) for x in program.layers):
             raise ValueError(_nothing_matches(program, pattern))
-    chosen = [
-        x for x in program.layers if any(fnmatchcase(x.name, y) for y in patterns)
-    ]
+    chosen = [x for x in program.layers if any(_matches(x, y) for y in patterns)]
     first: dict[Any, str] = {}
-    keys = [_activation_key(program.products[x.name], x) for x in chosen]
+    keys = [_activation_key(program, x) for x in chosen]
     for key, layer in zip(keys, chosen, strict=True):
         first.setdefault(key, layer.name)
     return tuple(
@@ -180,18 +159,48 @@ def select(program: Program, patterns: str | Sequence[str]) -> tuple[Layer, ...]
     )
 
 
+def on_request(layer: Layer) -> bool:
+    """Returns whether a layer is chosen only by a pattern that names its kind."""
+    return layer.kind not in ("matrix", "convolution")
+
+
+def _matches(layer: Layer, pattern: str) -> bool:
+    kind, colon, glob = pattern.partition(":")
+    if colon and kind in KINDS:
+        return layer.kind == kind and _named(layer, glob)
+    return not on_request(layer) and _named(layer, pattern)
+
+
+def _named(layer: Layer, glob: str) -> bool:
+    """Returns whether a glob matches a layer; a part also goes by the whole's name."""
+    names = (layer.name, layer.parameter)
+    return glob == layer.name or any(fnmatchcase(x, glob) for x in names)
+
+
 def _nothing_matches(program: Program, pattern: str) -> str:
-    matched = [x for x in program.uncovered if fnmatchcase(x.name, pattern)]
+    begun = f"No layer matches {pattern!r}."
+    other = [x for x in program.layers if on_request(x) and _named(x, pattern)]
+    if other:
+        said = _listed([f"{x.kind}:{x.name}" for x in other])
+        return f"{begun} Matrices and convolutions do not; ask by kind for {said}."
+    glob = pattern.partition(":")[2] if pattern.partition(":")[0] in KINDS else pattern
+    matched = [x for x in program.uncovered if fnmatchcase(x.name, glob)]
     if matched:
         said = "\n".join(f"  {x.name}: {x.reason}" for x in matched[:10])
-        return f"No layer matches {pattern!r}. These parameters do, uncovered:\n{said}"
-    names = [x.name for x in program.layers]
-    said = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    return f"No layer matches {pattern!r}. The model's layers are: {said or 'none'}."
+        return f"{begun} These parameters do, uncovered:\n{said}"
+    names = [f"{x.kind}:{x.name}" if on_request(x) else x.name for x in program.layers]
+    return f"{begun} The model's layers are: {_listed(names) or 'none'}."
 
 
-def _activation_key(product: Product, layer: Layer) -> Any:
-    """Two products with the same key have the same `a_BxTxI`, its ones included."""
-    batch, free, contracted = operand_axes(product.eqn, 1 - product.side)
-    axes = (tuple(batch), tuple(free), tuple(contracted), product.example)
-    return product.activation, axes, layer.bias is not None
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+
+
+def _activation_key(program: Program, layer: Layer) -> Any:
+    """Two layers with the same key have the same `a_BxTxI`, its ones included."""
+    use = program.uses[layer.name][0].use
+    if program.several(layer.name) or not isinstance(use, Product):
+        return layer.name
+    batch, free, contracted = operand_axes(use.eqn, 1 - use.side)
+    axes = (tuple(batch), tuple(free), tuple(contracted), use.example)
+    return use.activation, axes, layer.bias is not None

@@ -157,4 +157,5 @@ def _layer(fields: Mapping[str, Any]) -> Layer:
         key: tuple((kind, tuple(argument)) for kind, argument in fields[key])
         for key in ("weight_view", "bias_view")
     }
-    return Layer(**{**fields, **views, "stack": tuple(fields["stack"])})
+    tuples = {key: tuple(fields[key]) for key in ("stack", "diagonal")}
+    return Layer(**{**fields, **views, **tuples})

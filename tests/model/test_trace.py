@@ -6,25 +6,15 @@ import numpy as np
 import pytest
 from flax import linen
 
-from influence.linalg.contract import contract
 from influence.model.product import matrix
-from influence.model.reading import Reading, read
+from influence.model.reading import read
 from influence.model.task import Empirical, losses, read_loss
 from influence.model.trace import select, trace
 from influence.types import named_leaves
 from tests import cases
+from tests.model.readings import FLOAT64, assert_read, everything, gradients, normal
 
-FLOAT64 = 1e-10  # sums of a few hundred products of numbers near one, in float64
 FLOAT32 = 2e-4  # the same in float32, through two blocks and a softmax
-
-
-def _gradients(a, gs, given, common):
-    """Reads each example's gradient."""
-    del given, common
-    return {name: contract("bto,bti->boi", g, a) for name, g in gs.items()}
-
-
-gradients = Reading(_gradients)
 
 
 def read_all(case, layers):
@@ -68,7 +58,7 @@ def test_readings_are_gradients_in_float32(name):
 
 
 def check_readings(case, tolerance):
-    layers = select(program_of(case), "*")
+    layers = everything(program_of(case))
     read, expected = read_all(case, layers), differentiate(case, layers)
     for x in layers:
         found = jnp.moveaxis(read[x.name], len(x.stack), 0)
@@ -83,14 +73,15 @@ def test_every_matrix_is_found_and_every_other_parameter_listed(name, bias):
     case = cases.case(cases.MAKERS[name], bias)
     program = program_of(case)
     copies = cases.BLOCKS if "loop" in name else 1
-    assert len(program.layers) == copies * len(cases.MATRICES) + 1
-    assert all((x.bias is not None) == bias for x in program.layers[:-1])
-    covered = {x.name for x in program.layers} | {x.bias for x in program.layers}
-    listed = {x.name for x in program.uncovered}
-    assert (covered - {None}) | listed == set(named_leaves(case.params))
-    assert not covered & listed
-    reasons = {x.name.split(".")[0]: x.reason for x in program.uncovered}
-    assert "embedding" in reasons["embed"]
+    matrices = select(program, "*")
+    assert len(matrices) == copies * len(cases.MATRICES) + 1
+    assert all((x.bias is not None) == bias for x in matrices[:-1])
+    others = [x.kind for x in program.layers if x.kind != "matrix"]
+    assert others == ["embedding"] + ["scale"] * copies
+    biases = [x.bias for x in program.layers if x.bias]
+    covered = [*(x.parameter for x in program.layers), *biases]
+    listed = covered + [x.name for x in program.uncovered]
+    assert sorted(listed) == sorted(named_leaves(case.params))
 
 
 @pytest.mark.parametrize(("name", "bias"), cases.ALL, ids=cases.IDS)
@@ -106,12 +97,8 @@ def test_layers_that_read_one_activation_are_told_so(name, bias):
 
 def test_names_are_paths_in_the_params_tree():
     case = cases.case(cases.MAKERS["nnx-loop"], True)
-    names = [x.name for x in program_of(case).layers]
+    names = [x.name for x in select(program_of(case), "*")]
     assert names[:2] == ["loop.0.q.kernel", "loop.0.k.kernel"]
-
-
-def normal(*shape):
-    return jax.random.normal(jax.random.key(len(shape)), shape, jnp.float64)
 
 
 def heads(x):
@@ -198,20 +185,9 @@ PRODUCTS = {
 def test_products_are_read_however_they_are_written(name):
     apply, params, (stack, rows, columns) = PRODUCTS[name]
     x = normal(4, 5, 6)
-    program = trace(apply, params, x)
-    (layer,) = select(program, "*")
+    assert not trace(apply, params, x).uncovered
+    (layer,) = assert_read(apply, params, x)
     assert (layer.stack, layer.outputs, layer.columns) == (stack, rows, columns)
-    assert not program.uncovered
-
-    def loss(out):
-        return jnp.sin(out).sum()
-
-    found = read(program, [layer], gradients, loss, params, x, {})["w"]["w"]
-    expected = jax.vmap(
-        lambda x: matrix(layer, jax.grad(lambda p: loss(apply(p, x[None])))(params))
-    )(x)
-    found = jnp.moveaxis(found, len(stack), 0)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT64)
 
 
 def test_bfloat16_kernels_are_read_in_float32():
@@ -233,14 +209,6 @@ def test_bfloat16_kernels_are_read_in_float32():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def tied(p, x):
-    return jnp.einsum("btv,dv->btd", x @ p["w"], p["w"])
-
-
-def recurrent(p, x):
-    return jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["w"]), None), x, length=2)[0]
-
-
 @jax.custom_vjp
 def opaque(w, x):
     return x @ w
@@ -248,13 +216,48 @@ def opaque(w, x):
 
 opaque.defvjp(lambda w, x: (x @ w, (w, x)), lambda saved, g: (saved[0], g))
 
+
+def halved_while_large(p, x):
+    return jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x @ p["w"] / 2, x)
+
+
+def on_one_side(p, x):
+    return jax.lax.cond(x.sum() > 0, lambda x: x @ p["w"], lambda x: x, x)
+
+
+def ragged(p, x):
+    sizes = jnp.full(2, x.shape[0] * x.shape[1] // 2, jnp.int32)
+    return jax.lax.ragged_dot(x.reshape(-1, 6), p["w"], sizes).reshape(x.shape)
+
+
 # Uses of a parameter that are no layer, and what is said of them.
 REFUSED = {
-    "tied": (tied, normal(6, 3), "only partly a layer, used 2 times"),
-    "recurrent": (recurrent, normal(6, 6), "anew in every step of a `scan`"),
-    "scale": (lambda p, x: x * p["w"][None, None], normal(6), "elementwise"),
-    "sum": (lambda p, x: x + p["w"][None, None], normal(6), "no layer"),
-    "sliced": (lambda p, x: x @ p["w"][:, :2], normal(6, 3), "cut into parts"),
+    "half a layer": (
+        lambda p, x: x @ p["w"] + jnp.sin(p["w"])[None, :5],
+        normal(6, 6),
+        "only partly a layer, used 2 times: a matrix product; used in `sin`",
+    ),
+    "rearranged before it is cut": (
+        lambda p, x: x @ p["w"].T[:, :2],
+        normal(3, 6),
+        "after it was rearranged",
+    ),
+    "cut in strides": (lambda p, x: x @ p["w"][:, ::2], normal(6, 3), "strides"),
+    "parts that overlap": (
+        lambda p, x: x @ p["w"][:, :4] + x @ p["w"][:, 2:],
+        normal(6, 6),
+        "parts that overlap: w[:, 0:4], w[:, 2:6]",
+    ),
+    "different matrices": (
+        lambda p, x: (x @ p["w"]) @ p["w"].reshape(4, 6),
+        normal(6, 4),
+        "used as different matrices",
+    ),
+    "masked": (
+        lambda p, x: x @ (p["w"] * jnp.tri(6, dtype=x.dtype)),
+        normal(6, 6),
+        "apply a mask or the scale of a quantised weight to the activation",
+    ),
     "own derivative": (
         lambda p, x: opaque(p["w"], x),
         normal(6, 3),
@@ -271,6 +274,27 @@ REFUSED = {
         lambda p, x: x + (jnp.ones((5, 6)) @ p["w"])[None],
         normal(6, 6),
         "the same for every example",
+    ),
+    "looked up by position": (
+        lambda p, x: x + p["w"][jnp.arange(5)][None],
+        normal(9, 6),
+        "broadcast the ids to all examples",
+    ),
+    "while": (halved_while_large, normal(6, 6), "inside a `while` loop"),
+    "cond": (on_one_side, normal(6, 6), "inside a `cond`"),
+    "ragged": (ragged, normal(2, 6, 6), "`ragged_dot`: write experts as a batched"),
+    "carried": (
+        lambda p, x: jax.lax.scan(
+            lambda c, _: ((c[0] @ c[1], c[1] * 0.5), None), (x, p["w"]), length=2
+        )[0][0],
+        normal(6, 6),
+        "carried from step to step",
+    ),
+    "subtracted": (lambda p, x: x - p["w"][None, None], normal(6), "`x + (-b)`"),
+    "stopped": (
+        lambda p, x: x @ jax.lax.stop_gradient(p["w"]),
+        normal(6, 3),
+        "its gradient is stopped",
     ),
     "unused": (lambda p, x: x, normal(6, 3), "not used"),
 }
@@ -299,10 +323,8 @@ def test_a_bias_added_elsewhere_too_is_no_bias():
         y = x @ p["w"]
         return (y + p["b"][None, None]) * y
 
-    program = trace(apply, {"w": normal(6, 3), "b": normal(3)}, normal(4, 5, 6))
-    (layer,) = program.layers
-    assert layer.bias is None
-    assert [x.name for x in program.uncovered] == ["b"]
+    layers = assert_read(apply, {"w": normal(6, 3), "b": normal(3)}, normal(4, 5, 6))
+    assert [(x.kind, x.bias) for x in layers] == [("matrix", None), ("shift", None)]
 
 
 def test_dropout_left_on_is_an_error():
@@ -342,6 +364,10 @@ def test_arrays_without_a_common_axis_of_examples_are_an_error():
         trace(lambda params, inputs: params["w"], {"w": jnp.ones(2)}, inputs)
 
 
+def stopped_program():
+    return trace(REFUSED["stopped"][0], {"w": normal(6, 3)}, normal(4, 5, 6))
+
+
 def test_selection_is_by_glob_and_an_empty_one_is_an_error():
     program = program_of(cases.case(cases.MAKERS["raw-loop"], True))
     chosen = select(program, ["*.up.*", "blocks.1.q.*"])
@@ -354,8 +380,16 @@ def test_selection_is_by_glob_and_an_empty_one_is_an_error():
         ValueError, match=r"No layer matches 'attention\.\*'.*blocks\.0\.q\.w"
     ):
         select(program, "attention.*")
-    with pytest.raises(ValueError, match=r"(?s)No layer matches 'embed'.*embedding"):
+    with pytest.raises(ValueError, match=r"matches 'embed'.*ask.*for embedding:embed"):
         select(program, "embed")
+    with pytest.raises(ValueError, match=r"'shift:embed'.*layers are: embedding:embed"):
+        select(program, "shift:embed")
+    assert [x.name for x in select(program, ["embedding:*", "head"])] == [
+        "embed",
+        "head",
+    ]
+    with pytest.raises(ValueError, match=r"(?s)'w'.*uncovered:.*stopped"):
+        select(stopped_program(), "w")
     with pytest.raises(ValueError, match="the list of patterns is empty"):
         select(program, [])
 
