@@ -65,10 +65,10 @@ def output_token_scores(
 def fold(task: Task, params: Params, query: Query) -> Fold:
     """Returns the pass that computes minus the losses' derivatives, `[Q, N, T]`."""
     leaves = covered(params, query.layers)
-    directions = _directions(query, leaves)
+    along = directions(query, leaves)
 
     def update(state: list[Array], batch: Batch) -> list[Array]:
-        state.append(_read(task, params, leaves, directions, batch))
+        state.append(_read(task, params, leaves, along, batch))
         return state
 
     return Fold(
@@ -79,7 +79,7 @@ def fold(task: Task, params: Params, query: Query) -> Fold:
     )
 
 
-def _directions(query: Query, leaves: Leaves) -> Leaves:
+def directions(query: Query, leaves: Leaves) -> Leaves:
     """Returns the queries as tangents of the parameters, axis `Q` in front."""
     matrices = {
         x.name: jnp.moveaxis(dense(query.forms[x.name]).h_QxOxI, len(x.stack), 0)
@@ -90,7 +90,7 @@ def _directions(query: Query, leaves: Leaves) -> Leaves:
 
 @jax.jit(static_argnums=0)
 def _read(
-    task: Task, params: Params, leaves: Leaves, directions: Leaves, batch: Batch
+    task: Task, params: Params, leaves: Leaves, along: Leaves, batch: Batch
 ) -> Array:
     """Returns minus each label's derivative along each direction, `[Q, B, T]`."""
 
@@ -100,4 +100,4 @@ def _read(
         return found.reshape(len(found), -1)
 
     _, forward, _ = derivatives(run, leaves)
-    return -jax.vmap(forward)(directions)
+    return -jax.vmap(forward)(along)

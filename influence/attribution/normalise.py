@@ -5,13 +5,10 @@ handed was not made with the same curvature and damping. Sums of normalised scor
 predict nothing; their rankings are for reading.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import xarray as xr
 
-SAME = ("damping", "curvature", "curvature_sequences", "n_train")
-"""What must be the same of scores that are combined."""
+from influence.attribution.scores import check_alike
 
 
 def relatif(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
@@ -47,21 +44,6 @@ def unit(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
     check_alike([scores, own])
     norms = np.sqrt(_positive(own) * scores["self"] / scores.attrs["n_train"])
     return _about(scores / norms, scores, "unit norm", "cosine")
-
-
-def check_alike(scores: Sequence[xr.DataArray]) -> None:
-    """Raises if scores can't be combined: they would not be in the same units.
-
-    Raises:
-      ValueError: naming what differs, with the values.
-    """
-    for key in SAME:
-        found = {str(x.attrs.get(key)) for x in scores}
-        if len(found) > 1:
-            raise ValueError(
-                f"Scores made with different {key} can't be combined: "
-                f"{' and '.join(sorted(found))}. Compute them with the same."
-            )
 
 
 def _positive(own: xr.DataArray) -> xr.DataArray:

@@ -10,6 +10,9 @@ import xarray as xr
 UNIT = "nats per added copy"
 SIGN = "positive: adding the sequence raises the measurement; removing it lowers it"
 
+SAME = ("damping", "curvature", "curvature_sequences", "n_train")
+"""What must be the same of scores that are combined."""
+
 
 class Ranked(NamedTuple):
     """One training sequence in a ranking."""
@@ -82,6 +85,44 @@ class Scores:
                 total["query"].values, total.values, order, strict=True
             )
         )
+
+
+def standard_error(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
+    """Returns each query's standard error, from scores with either half's curvature.
+
+    The root mean square over training sequences of half the difference: of scores with
+    the whole data's curvature, by how much they would differ had other sequences and
+    other labels been drawn. Of the curvature alone: a model trained anew is another
+    matter (`influence.truth`).
+
+    Args:
+      first: `(query, train, …)`, with the curvature of one half (`halves`).
+      second: the same with the other half's.
+
+    Raises:
+      ValueError: if they are not of the same sequences, dampings or numbers.
+    """
+    check_alike([first, second], ("damping", "n_train", "unit"))
+    if not first["train"].equals(second["train"]):
+        raise ValueError("The two scores are not of the same training sequences.")
+    found = ((((first - second) / 2) ** 2).mean("train")) ** 0.5
+    found.attrs = {**first.attrs, "of": "one standard error, from split halves"}
+    return found.rename("standard_error")
+
+
+def check_alike(scores: Sequence[xr.DataArray], keys: Sequence[str] = SAME) -> None:
+    """Raises if scores can't be combined: they would not be in the same units.
+
+    Raises:
+      ValueError: naming what differs, with the values.
+    """
+    for key in keys:
+        found = {str(x.attrs.get(key)) for x in scores}
+        if len(found) > 1:
+            raise ValueError(
+                f"Scores made with different {key} can't be combined: "
+                f"{' and '.join(sorted(found))}. Compute them with the same."
+            )
 
 
 def labelled(

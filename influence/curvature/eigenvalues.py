@@ -146,7 +146,7 @@ def _update(
         reads: (bases.inputs[reads], {name: bases.outputs[name] for name in group})
         for reads, group in names.items()
     }
-    found = read_loss(task, layers, READING, labels, params, batch, given, draw=1)
+    found = read_loss(task, layers, READING, labels, params, batch, given, passes=1)
     flat = {name: x for group in found.values() for name, x in group.items()}
     lam = jax.tree.map(lambda x, y: x + y.astype(x.dtype), lam, flat)
     return lam, sequences + batch.real_B.sum(dtype=jnp.uint32)

@@ -60,11 +60,12 @@ def split(size: int, blocks: int, widest: int) -> tuple[int, ...]:
 def eigen(covariance_NxN: Array) -> tuple[Array, Array]:
     """Returns a symmetric matrix's eigenvalues, ascending, and vectors, in columns.
 
-    Computed in float64 whatever the matrix is in: directions of little variance are
-    where float32 loses its digits, and where a damped inverse amplifies most.
+    Computed in float64 whatever the matrix is in, where the device can: directions of
+    little variance are where float32 loses its digits, and where a damped inverse
+    amplifies most.
     """
+    wide = jnp.float32 if jax.default_backend() == "tpu" else jnp.float64
     with jax.enable_x64(True):
-        wide = covariance_NxN.astype(jnp.float64)
-        values, q = jnp.linalg.eigh(wide, symmetrize_input=True)
+        values, q = jnp.linalg.eigh(covariance_NxN.astype(wide), symmetrize_input=True)
         dtype = covariance_NxN.dtype
         return values.astype(dtype), q.astype(dtype)

@@ -65,7 +65,8 @@ def read(
       program: the model, traced at the shapes of `params` and `inputs`.
       layers: the layers to read, as `select` returns them.
       reading: what to compute.
-      loss: of the model's outputs, a scalar whose gradient is read.
+      loss: of the model's outputs, a scalar whose gradient is read; or several,
+        each of which takes a backward pass, and the mean of their readings is returned.
       params: the model's parameters.
       inputs: a batch.
       given: by the layers' `reads`, arrays for the reading, behind their stacks.
@@ -86,18 +87,27 @@ def read(
     slots = _slots(taps, here, common)
     values = [*program.closed.consts, *jax.tree.leaves((params, inputs))]
 
-    def measured(slots):
+    def run(slots):
         extra = {name: (slots[name], here[name]) for name in slots}
         by_result = {use.out: tap for tap in taps for use in tap.uses}
-        run = _Evaluation(program.early, by_result, common)
-        out = run(program.closed.jaxpr, values, extra)
-        return loss(jax.tree.unflatten(program.tree, out))
+        evaluation = _Evaluation(program.early, by_result, common)
+        out = evaluation(program.closed.jaxpr, values, extra)
+        return jax.tree.unflatten(program.tree, out)
 
-    found = jax.grad(measured)(slots)
-    for name, layer in whole.items():
-        of = _stacked(reading.of, layer.stack, (0, 0, None))
-        found[name] = of(found[name], given.get(name), common)
-    return found
+    def one(cotangent):
+        (found,) = pull(cotangent)
+        for name, layer in whole.items():
+            of = _stacked(reading.of, layer.stack, (0, 0, None))
+            found[name] = of(found[name], given.get(name), common)
+        return found
+
+    outputs, pull = jax.vjp(run, slots)
+    value, back = jax.vjp(loss, outputs)
+    if value.ndim == 0:
+        return one(*back(jnp.ones_like(value)))
+    cotangents = jax.vmap(back)(jnp.eye(len(value), dtype=value.dtype))
+    found = jax.lax.map(one, *cotangents)
+    return jax.tree.map(lambda x: x.mean(0), found)
 
 
 def _taps(

@@ -8,7 +8,7 @@ engine's: they are where a hand-written loss goes wrong unnoticed.
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -133,8 +133,17 @@ class LanguageModel(Task):
             )
 
 
-Labels = Callable[[Task, Any, Batch, int], Array]
-"""Where labels come from: `(task, outputs, batch, draw) -> labels`."""
+class Labels(Protocol):
+    """Where labels come from."""
+
+    @property
+    def draws(self) -> int:
+        """Returns how many times each pass draws labels."""
+        ...
+
+    def __call__(self, task: Task, outputs: Any, batch: Batch, draw: Array) -> Array:
+        """Returns labels; `draw` counts on from pass to pass."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -143,11 +152,25 @@ class Sampled:
 
     The key of a label is made of the seed, the example's id, the draw and the position,
     so batch size, order and resuming change none of them.
+
+    Attributes:
+      seed: of all labels.
+      draws: how often labels are drawn in each pass. Each costs a backward pass but no
+        forward pass, and takes away some of the noise that sampling puts into scores.
+
+    Raises:
+      ValueError: if there are no draws.
     """
 
     seed: int = 0
+    draws: int = 1
 
-    def __call__(self, task: Task, outputs: Any, batch: Batch, draw: int) -> Array:
+    def __post_init__(self) -> None:
+        """Raises if there are no draws."""
+        if self.draws < 1:
+            raise ValueError(f"Labels are drawn once or more, not {self.draws} times.")
+
+    def __call__(self, task: Task, outputs: Any, batch: Batch, draw: Array) -> Array:
         """Returns labels, the same whenever all arguments are."""
         start = jax.random.fold_in(jax.random.key(self.seed), draw)
         keys = jax.vmap(lambda id_2: _fold(start, id_2))(batch.key_Bx2)
@@ -158,7 +181,12 @@ class Sampled:
 class Empirical:
     """The labels in the data: the curvature is the empirical Fisher."""
 
-    def __call__(self, task: Task, outputs: Any, batch: Batch, draw: int) -> Array:
+    @property
+    def draws(self) -> int:
+        """Returns 1: there is nothing to draw."""
+        return 1
+
+    def __call__(self, task: Task, outputs: Any, batch: Batch, draw: Array) -> Array:
         """Returns the labels in the data."""
         del outputs, draw
         return task.labels(batch.inputs)
@@ -185,18 +213,36 @@ def read_loss(
     params: Params,
     batch: Batch,
     given: Mapping[str, Any],
-    draw: int = 0,
+    passes: int = 0,
 ) -> dict[str, Any]:
     """Returns a reading of the layers in the gradient of the examples' summed losses.
 
-    The reading's `common` is the counted positions of the batch, `[B, T]` or `[B, 1]`.
+    Averaged over the draws of labels. The reading's `common` is the counted positions
+    of the batch, `[B, T]` or `[B, 1]`.
+
+    Args:
+      task: the model and its loss.
+      layers: the layers to read.
+      reading: what to compute.
+      labels: where labels come from.
+      params: the model's parameters.
+      batch: some examples.
+      given: by the layers' `reads`, arrays for the reading.
+      passes: how many passes drew labels before, so that this one draws others.
     """
     program = trace(task.outputs, params, batch.inputs)
     counted = task.counted(batch.inputs) & batch.real_B[:, None]
 
+    start, draws = passes * labels.draws, jnp.arange(labels.draws, dtype=jnp.uint32)
+
+    def drawn(outputs, draw):
+        found = labels(task, outputs, batch, start + draw)
+        return losses(task, outputs, found, batch).sum()
+
     def loss(outputs):
-        drawn = labels(task, outputs, batch, draw)
-        return losses(task, outputs, drawn, batch).sum()
+        if labels.draws == 1:
+            return drawn(outputs, draws[0])
+        return jax.vmap(drawn, (None, 0))(outputs, draws)
 
     return read(program, layers, reading, loss, params, batch.inputs, given, counted)
 

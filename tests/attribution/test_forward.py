@@ -8,10 +8,11 @@ import pytest
 import influence
 from influence.attribution.forms import dense
 from influence.attribution.forward import output_token_scores
+from influence.attribution.input_tokens import input_token_scores
 from influence.fold import run
 from influence.model.tangents import covered, tangent
 from influence.model.task import token_losses
-from influence.types import with_leaves
+from influence.types import named_leaves, with_leaves
 from tests.attribution.test_scan import ROUNDING, asked
 
 
@@ -89,3 +90,53 @@ def test_a_model_with_a_backward_rule_of_its_own_is_scanned_too():
     found = output_token_scores(task, case.params, query, batches)
     expected = output_token_scores(case.task, case.params, query, batches)
     np.testing.assert_allclose(found, expected, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["raw-loop", "nnx-scan"])
+def test_an_input_token_s_share_is_what_scaling_its_embedding_does(name):
+    case, _, _, query = asked(name)
+    batches, examples = case.examples.batches(7), len(case.examples)
+    found = input_token_scores(case.task, case.params, query, batches)
+    assert found.dims == ("query", "train", "token")
+    # What is never looked up can't be scaled: the score with every embedding scaled at
+    # once, by a central difference.
+    table = "embed" if name == "raw-loop" else "embed.embedding"
+    rows = named_leaves(case.params)[table]
+    step = 1e-5
+
+    def scores(scale):
+        params = with_leaves(case.params, {table: rows * scale})
+        return influence.scan(case.task, params, query, batches).total
+
+    expected = (scores(1 + step) - scores(1 - step)) / (2 * step)
+    total = found.sum("token")
+    scale = float(abs(expected).max())
+    np.testing.assert_allclose(total, expected, atol=1e-5 * scale)
+    assert found.sizes["train"] == examples
+
+
+def test_input_tokens_are_told_from_each_other():
+    case, curvature, _, query = asked("raw-loop")
+    batches = case.examples.batches(7)
+    found = input_token_scores(case.task, case.params, query, batches)[0, 0]
+    tokens = case.examples.inputs["tokens"][0]
+    place = next(i for i, x in enumerate(tokens) if list(tokens).count(x) == 1)
+    rows = case.params["embed"]
+    step = 1e-5
+
+    def score(scale):
+        moved = rows.at[tokens[place]].multiply(scale)
+        params = {**case.params, "embed": moved}
+        return float(influence.scan(case.task, params, query, batches).total[0, 0])
+
+    expected = (score(1 + step) - score(1 - step)) / (2 * step)
+    scale = float(abs(found).max())
+    np.testing.assert_allclose(found[place], expected, atol=1e-5 * scale)
+
+
+def test_input_tokens_need_one_embedding():
+    case, _, _, query = asked("raw-loop")
+    with pytest.raises(ValueError, match="'wte' matches none"):
+        input_token_scores(
+            case.task, case.params, query, case.examples.batches(7), embedding="wte"
+        )

@@ -7,10 +7,13 @@ import xarray as xr
 
 import influence
 from influence.attribution.duplicates import near_duplicates
-from influence.attribution.normalise import check_alike, relatif, unit
+from influence.attribution.normalise import relatif, unit
 from influence.attribution.query_tokens import query_tokens
+from influence.attribution.scores import check_alike, standard_error
 from influence.attribution.self_influence import self_influence
 from influence.attribution.tokens import concentrated
+from influence.curvature.diagonal import diagonal
+from influence.curvature.halves import halves
 from influence.types import rows
 from tests.attribution.test_scan import ROUNDING, asked
 from tests.curvature import exact
@@ -123,3 +126,36 @@ def test_near_duplicates_are_grouped():
     assert near_duplicates(tokens, n=3, similarity=1.0).tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="not 0 and 0.5"):
         near_duplicates(tokens, n=0)
+
+
+def test_standard_errors_cover_what_endless_data_would_give():
+    # A linear model whose curvature is noisy because labels are sampled. `E[Λ]` is the
+    # same for every half, so a fit with very many draws stands for endless data.
+    rng = np.random.default_rng(0)
+    params = {
+        "embed": jnp.asarray(rng.standard_normal((11, 3))),
+        "head": jnp.asarray(0.3 * rng.standard_normal((3, 11))),
+    }
+    task = influence.LanguageModel(lambda p, t: p["embed"][t] @ p["head"])
+    tokens = rng.integers(0, 11, (240, 6)).tolist()
+    batches = influence.sequences(tokens).batches(40)
+    asked = influence.completions(task, {f"{i}": ([i], [i + 1]) for i in range(8)})
+
+    def scores(batches_to_fit, labels):
+        curvature = diagonal(task, params, batches_to_fit, labels=labels)
+        query = influence.query(curvature, params, asked)
+        return influence.scan(task, params, query, batches, by_layer=False).total
+
+    endless = scores(batches, influence.Sampled(99, draws=100))
+    inside = []
+    for seed in range(4):
+        labels = influence.Sampled(seed)
+        whole = scores(batches, labels)
+        error = standard_error(*(scores(x, labels) for x in halves(batches)))
+        inside.append((abs(whole - endless) <= 2 * error).values)
+        assert error.dims == ("query",)
+    # Two standard errors cover 95 % of a normal error; 1920 scores, much alike within a
+    # query, so that a fit more or less moves the rate by a few per cent.
+    assert 0.85 < np.mean(inside) < 1
+    with pytest.raises(ValueError, match="One batch can't be halved"):
+        halves(influence.sequences(tokens).batches(240))

@@ -51,7 +51,7 @@ def test_labels_hang_on_nothing_but_seed_name_draw_and_position():
         found = {}
         for start, batch in enumerate(examples.batches(size)):
             outputs = TASK.outputs(TABLE, batch.inputs)
-            rows = Sampled(seed)(TASK, outputs, batch, draw)
+            rows = Sampled(seed)(TASK, outputs, batch, jnp.uint32(draw))
             names = examples.ids[start * size : (start + 1) * size]
             found |= dict(zip(names, np.asarray(rows), strict=False))
         return found
