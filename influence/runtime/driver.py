@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,7 +33,9 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Returns the rate of late, or over the whole stage at its end."""
-        speed = task.finished_speed or task.speed
+        speed = task.speed
+        if task.finished and task.finished_time:
+            speed = task.completed / task.finished_time
         return Text(
             "" if speed is None else f"{speed * task.fields['size']:,.0f} seq/s"
         )
@@ -53,13 +56,17 @@ class Driver:
     def run(self, fold: Fold, batches: Any) -> Any:
         """Carries out a fold, as a stage named after it."""
         with self.stage(fold.name), self._bar(fold.name, batches) as advance:
-            state, waited = fold.init(), time.monotonic()
+            # Batches are handed to the device faster than it computes them: only what
+            # it was waited for is shown as done.
+            state, handed, waited = fold.init(), 0, time.monotonic()
             for batch in batches:
-                state = fold.update(state, batch)
+                state, handed = fold.update(state, batch), handed + 1
                 if time.monotonic() - waited > SYNC:
                     jax.block_until_ready(state)
-                    waited = time.monotonic()
-                advance()
+                    advance(handed)
+                    handed, waited = 0, time.monotonic()
+            jax.block_until_ready(state)
+            advance(handed)
             return jax.block_until_ready(fold.finish(state))
 
     def named(self, name: str) -> "Renamed":
@@ -89,7 +96,7 @@ class Driver:
         with Progress(*columns, console=self.console, disable=hidden) as progress:
             size = _size(next(iter(batches), ()))
             task = progress.add_task(name, total=len(batches), size=size)
-            yield lambda: progress.advance(task)
+            yield partial(progress.advance, task)
 
 
 @dataclass(frozen=True)
