@@ -9,6 +9,8 @@ those once for all passes (`run` here is the plainest such loop).
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from influence.types import Batch
 
 
@@ -35,6 +37,25 @@ class Run(Protocol):
     def __call__(self, fold: Fold, batches: Iterable[Any]) -> Any:
         """Folds over all batches, in order."""
         ...
+
+
+def collected(name: str, read: Callable[[Any], Any], axis: int = 0) -> Fold:
+    """Returns the pass that reads every batch by itself and joins what it read.
+
+    Args:
+      name: what the pass computes.
+      read: `batch -> array`.
+      axis: of the array, the one along which batches are joined.
+    """
+
+    def update(state: list[Any], batch: Any) -> list[Any]:
+        state.append(read(batch))
+        return state
+
+    def finish(state: list[Any]) -> np.ndarray:
+        return np.concatenate([np.asarray(x) for x in state], axis=axis)
+
+    return Fold(name, init=list, update=update, finish=finish)
 
 
 def run(fold: Fold, batches: Iterable[Any]) -> Any:

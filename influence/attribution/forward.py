@@ -9,16 +9,17 @@ prediction mattered rather than the places where the update was made. No layer i
 from another. For one or two queries it is also the cheapest way to total scores.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 import xarray as xr
 from jax import Array
 
 from influence.attribution.forms import dense
 from influence.attribution.query import Query
 from influence.attribution.scores import labelled
-from influence.fold import Fold, Run, run
+from influence.fold import Fold, Run, collected, run
 from influence.model.check import check_batches, check_params
 from influence.model.tangents import Leaves, covered, derivatives, tangent
 from influence.model.task import Task, token_losses
@@ -67,16 +68,8 @@ def fold(task: Task, params: Params, query: Query) -> Fold:
     leaves = covered(params, query.layers)
     along = directions(query, leaves)
 
-    def update(state: list[Array], batch: Batch) -> list[Array]:
-        state.append(_read(task, params, leaves, along, batch))
-        return state
-
-    return Fold(
-        "scores, forward mode",
-        init=list,
-        update=update,
-        finish=lambda state: np.concatenate([np.asarray(x) for x in state], axis=1),
-    )
+    read = partial(_read, task, params, leaves, along)
+    return collected("scores, forward mode", read, axis=1)
 
 
 def directions(query: Query, leaves: Leaves) -> Leaves:

@@ -16,14 +16,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import xarray as xr
 from jax import Array
 
 from influence.attribution.forward import directions
 from influence.attribution.query import Query
 from influence.attribution.scores import labelled
-from influence.fold import Fold, Run, run
+from influence.fold import Run, collected, run
 from influence.model.check import check_batches, check_params
 from influence.model.edit import edited
 from influence.model.lookup import Lookup
@@ -63,7 +62,11 @@ def input_token_scores(
     check_params(params)
     first = check_batches(task, params, batches)
     _lookup(trace(task.outputs, params, first.inputs), embedding)
-    values = run(_fold(task, params, query, embedding), batches)[:, : len(batches.ids)]
+    leaves = covered(params, query.layers)
+    along = directions(query, leaves)
+    read = partial(_read, task, embedding, params, leaves, along)
+    values = run(collected("input tokens", read, axis=1), batches)
+    values = values[:, : len(batches.ids)]
     dims = {
         "query": list(query.names),
         "train": list(batches.ids),
@@ -89,22 +92,6 @@ def _lookup(program: Program, embedding: str) -> Lookup:
         )
     ((_, use),) = found
     return use
-
-
-def _fold(task: LanguageModel, params: Params, query: Query, embedding: str) -> Fold:
-    leaves = covered(params, query.layers)
-    along = directions(query, leaves)
-
-    def update(state: list[Array], batch: Batch) -> list[Array]:
-        state.append(_read(task, embedding, params, leaves, along, batch))
-        return state
-
-    return Fold(
-        "input tokens",
-        init=list,
-        update=update,
-        finish=lambda state: np.concatenate([np.asarray(x) for x in state], axis=1),
-    )
 
 
 @jax.jit(static_argnums=(0, 1))

@@ -14,11 +14,11 @@ query (`forward.py`), for one or two queries the cheapest.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from influence.attribution import forward
@@ -32,7 +32,7 @@ from influence.attribution.forms import (
 )
 from influence.attribution.query import Query
 from influence.attribution.scores import Scores, labelled
-from influence.fold import Fold, Run, run
+from influence.fold import Fold, Run, collected, run
 from influence.linalg.contract import contract
 from influence.model.check import check_batches, check_params
 from influence.model.reading import Reading
@@ -153,17 +153,8 @@ def fold(task: Task, params: Params, query: Query, reading: Reading) -> Fold:
       query: what is asked.
       reading: of each layer, something linear in the gradient, `[B, ..., Q]`.
     """
-
-    def update(state, batch):
-        state.append(_read(task, query.layers, reading, params, query.forms, batch))
-        return state
-
-    return Fold(
-        "scores",
-        init=list,
-        update=update,
-        finish=lambda state: np.concatenate([np.asarray(x) for x in state]),
-    )
+    read = partial(_read, task, query.layers, reading, params, query.forms)
+    return collected("scores", read)
 
 
 @jax.jit(static_argnums=(0, 1, 2))

@@ -6,18 +6,18 @@ what normalised scores are divided by (`normalise.py`).
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import xarray as xr
 from jax import Array
 
 from influence.attribution.scores import labelled
 from influence.curvature import eigenvalues
 from influence.curvature.operator import Curvature
-from influence.fold import Fold, Run, run
+from influence.fold import Run, collected, run
 from influence.linalg.damping import Inverse, Relative
 from influence.model.check import check_batches, check_params
 from influence.model.reading import Reading
@@ -55,7 +55,8 @@ def self_influence(
     check_batches(task, params, batches)
     curvature.check_inverse(inverse)
     scales = {k: inverse(x.lam_OxI) for k, x in curvature.blocks.items()}
-    values = run(_fold(task, params, curvature, scales), batches)
+    read = partial(_read, task, curvature.layers, params, curvature, scales)
+    values = run(collected("self-influence", read), batches)
     dims = {
         "train": list(batches.ids),
         "layer": [label for _, _, label in rows(curvature.layers)],
@@ -90,21 +91,6 @@ def _weighed(ds: Mapping[str, Array], scales: Mapping[str, Array]) -> dict[str, 
 
 
 READING = Reading(_at, _of)
-
-
-def _fold(
-    task: Task, params: Params, curvature: Curvature, scales: Mapping[str, Array]
-) -> Fold:
-    def update(state: list[Array], batch: Batch) -> list[Array]:
-        state.append(_read(task, curvature.layers, params, curvature, scales, batch))
-        return state
-
-    return Fold(
-        "self-influence",
-        init=list,
-        update=update,
-        finish=lambda state: np.concatenate([np.asarray(x) for x in state]),
-    )
 
 
 @jax.jit(static_argnums=(0, 1))
