@@ -51,21 +51,47 @@ class Scores:
     Attributes:
       layers: `(query, train, layer)`. What they are travels in `attrs`: unit, sign, how
         many training sequences (`n_train`), damping, curvature.
+
+    Example:
+      >>> scores.layers.attrs["unit"], scores.layers.attrs["n_train"]
+      ('nats per added copy', 10)
+      >>> by_layer = scores.layers.sel(query="3 after 1, 2", train="up")
+      >>> by_layer.idxmax("layer").item()
+      'block.mlp.down'
     """
 
     layers: xr.DataArray
 
     @property
     def total(self) -> xr.DataArray:
-        """Returns `(query, train)`: the sum over layers."""
+        """Returns `(query, train)`: the sum over layers.
+
+        Example:
+          >>> scores.total.dims
+          ('query', 'train')
+          >>> scores.total.idxmax("train").item()
+          'up'
+        """
         return self.layers.sum("layer", keep_attrs=True).rename("score")
 
     def top(self, k: int) -> Rankings:
-        """Returns each query's `k` most positive sequences, the highest first."""
+        """Returns each query's `k` most positive sequences, the highest first.
+
+        Example:
+          >>> (ranking,) = scores.top(1)
+          >>> ranking.query, [ranked.id for ranked in ranking]
+          ('3 after 1, 2', ['up'])
+        """
         return self._rankings(k, -1)
 
     def bottom(self, k: int) -> Rankings:
-        """Returns each query's `k` most negative sequences, the lowest first."""
+        """Returns each query's `k` most negative sequences, the lowest first.
+
+        Example:
+          >>> (ranking,) = scores.bottom(1)
+          >>> [(ranked.id, ranked.score < 0) for ranked in ranking]
+          [('e', True)]
+        """
         return self._rankings(k, 1)
 
     def _rankings(self, k: int, direction: int) -> Rankings:
