@@ -139,6 +139,20 @@ def test_everything_public_has_an_example():
     assert not [x for x in PUBLIC if "Example:\n" not in documentation(x)]
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", ".ci/run"])
+def test_the_command_that_builds_the_documentation_is_one(page):
+    command = "pdoc -d google influence -o "
+    assert command in (ROOT / page).read_text("utf-8")
+
+
+def test_the_documentation_s_modules_import():
+    for module in FILES:
+        importlib.import_module(module)
+    # pdoc shows the setting on the first page: the docstring says from where.
+    (shown,) = re.findall(r"\.\. include:: (\S+)\n", FILES["influence.__init__"])
+    assert (ROOT / "influence" / shown).resolve() == SETTING
+
+
 def test_links_lead_somewhere():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", SETTING, *PAGES):
         links = re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))
