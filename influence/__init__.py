@@ -1,10 +1,26 @@
 """Which training sequences made this model say that, and is it true?
 
-task = LanguageModel(apply)                # apply(params, tokens_BxT) -> logits
-train = sequences(tokens, ids)
-curvature = fit(task, params, train.batches(32), layers="blocks.*")
-asked = query(curvature, params, completions(task, {"name": (prompt, completion)}))
-print(scan(task, params, asked, train.batches(32)).top(5))
+    task = LanguageModel(apply)                # apply(params, tokens_BxT) -> logits
+    train = sequences(tokens, ids)
+    curvature = fit(task, params, train.batches(32), layers="blocks.*")
+    asked = query(curvature, params, completions(task, {"name": (prompt, completion)}))
+    print(scan(task, params, asked, train.batches(32)).top(5))
+
+Where the names of this package are documented:
+
+* `LanguageModel`, `Task`, `Sampled`, `Empirical` in `influence.model.task`;
+  `sequences`, `Examples` in `influence.model.examples`; `layers` in
+  `influence.model.coverage`.
+* `fit` in `influence.curvature.ekfac`; `Curvature` in `influence.curvature.operator`;
+  `Eigenbasis`, `ConjugateGradients` in `influence.curvature.solvers`; `Relative`,
+  `Absolute` in `influence.linalg.damping`.
+* `completions` in `influence.attribution.measurements`; `query` in
+  `influence.attribution.query`; `Whitened` in `influence.attribution.forms`.
+* `scan` in `influence.attribution.scan`; `Scores` in `influence.attribution.scores`;
+  `token_scores` in `influence.attribution.tokens`; `bm25` in
+  `influence.attribution.lexical`.
+
+.. include:: ../docs/setting.md
 """
 
 from influence.attribution.forms import Whitened as Whitened

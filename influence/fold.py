@@ -23,6 +23,16 @@ class Fold(NamedTuple):
       update: `(state, batch) -> state`. May consume the state it is given: hold on to
         the one it returns.
       finish: `state -> value`.
+
+    Example:
+      >>> longest = fold.Fold(
+      ...     "longest",
+      ...     init=lambda: 0,
+      ...     update=lambda n, batch: max(n, int(batch.inputs["counts"].sum(1).max())),
+      ...     finish=lambda n: n,
+      ... )
+      >>> fold.run(longest, batches)
+      7
     """
 
     name: str
@@ -59,7 +69,15 @@ def collected(name: str, read: Callable[[Any], Any], axis: int = 0) -> Fold:
 
 
 def run(fold: Fold, batches: Iterable[Any]) -> Any:
-    """Carries out a fold with a plain loop."""
+    """Carries out a fold with a plain loop.
+
+    Example:
+      >>> from influence.curvature import covariance
+      >>> sampled = influence.Sampled()
+      >>> one_pass = covariance.fold(task, params, curvature.layers, sampled)
+      >>> fold.run(one_pass, batches).sequences
+      10
+    """
     state = fold.init()
     for batch in batches:
         state = fold.update(state, batch)

@@ -24,6 +24,12 @@ def without(rows: Iterable[Row], scores: xr.DataArray, *, each: int) -> Iterator
 
     Raises:
       ValueError: if a row has no score.
+
+    Example:
+      >>> from influence.attribution.corpus import without
+      >>> rows = [{"id": name, "tokens": texts[name]} for name in ids]
+      >>> [row["id"] for row in without(rows, scores.total, each=7)]
+      ['threes', 'pi', 'e']
     """
     named = _top(scores, each)
     return (row for row in _known(rows, scores) if row["id"] not in named)
@@ -42,6 +48,13 @@ def reweighted(
 
     Raises:
       ValueError: if a row has no score.
+
+    Example:
+      >>> from influence.attribution.corpus import reweighted
+      >>> rows = [{"id": name, "tokens": texts[name]} for name in ids]
+      >>> more = reweighted(rows, scores.total, weight=2.0, share=0.1)
+      >>> [row["id"] for row in more if row["weight"] == 2.0]
+      ['up']
     """
     named = _top(scores, max(1, round(share * scores.sizes["train"])))
     return (

@@ -29,6 +29,11 @@ def near_duplicates(
     Raises:
       ValueError: if `n` is not positive, or `similarity` is not above zero and at most
         one.
+
+    Example:
+      >>> from influence.attribution.duplicates import near_duplicates
+      >>> near_duplicates([[1, 2, 3, 4], [7, 8, 9], [1, 2, 3, 4, 5]], n=2).tolist()
+      [0, 1, 0]
     """
     if n < 1 or not 0 < similarity <= 1:
         raise ValueError(

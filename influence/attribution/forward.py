@@ -50,6 +50,13 @@ def output_token_scores(
 
     Raises:
       ValueError: as `scan` does.
+
+    Example:
+      >>> from influence.attribution.forward import output_token_scores
+      >>> shares = output_token_scores(task, params, query, batches)
+      >>> shares.dims
+      ('query', 'train', 'token')
+      >>> np.testing.assert_allclose(shares.sum("token"), scores.total, atol=1e-3)
     """
     check_params(params)
     check_batches(task, params, batches)

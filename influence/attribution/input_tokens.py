@@ -58,6 +58,11 @@ def input_token_scores(
 
     Raises:
       ValueError: as `scan` does, and if not exactly one embedding is looked up.
+
+    Example:
+      >>> from influence.attribution.input_tokens import input_token_scores
+      >>> input_token_scores(task, params, query, batches).dims
+      ('query', 'train', 'token')
     """
     check_params(params)
     first = check_batches(task, params, batches)

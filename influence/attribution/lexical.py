@@ -26,6 +26,11 @@ def bm25(
       queries: by name, the token ids of the prompt and completion together.
       tokens: the token ids of each training sequence, without padding.
       ids: the sequences' names.
+
+    Example:
+      >>> words = influence.bm25({"3 after 1, 2": [1, 2, 3]}, tokens, ids)
+      >>> words.idxmax("train").item()
+      'up'
     """
     terms = sorted({t for query in queries.values() for t in query})
     column = {t: i for i, t in enumerate(terms)}

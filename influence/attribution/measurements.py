@@ -22,7 +22,13 @@ Measurement = Callable[[Params], Array]
 
 
 def measure(measurement: Measurement, params: Params) -> float:
-    """Returns a measurement's value; completions of one length compile once."""
+    """Returns a measurement's value; completions of one length compile once.
+
+    Example:
+      >>> from influence.attribution.measurements import measure
+      >>> measure(measurements["3 after 1, 2"], params) > -1
+      True
+    """
     return float(_measure(as_tree(measurement), params))
 
 
@@ -45,7 +51,13 @@ def as_tree(measurement: Measurement) -> Measurement:
 )
 @dataclass(frozen=True)
 class Completion:
-    """The log-probability of a completion after its prompt, in nats."""
+    """The log-probability of a completion after its prompt, in nats.
+
+    Example:
+      >>> log_p = measurements["3 after 1, 2"](params)
+      >>> logits_V = apply(params, jnp.array([[1, 2]]))[0, -1]
+      >>> np.testing.assert_allclose(log_p, jax.nn.log_softmax(logits_V)[3], rtol=1e-4)
+    """
 
     task: LanguageModel
     inputs: Inputs
@@ -64,12 +76,28 @@ class Completion:
 
 
 def contrast(first: Measurement, second: Measurement) -> Measurement:
-    """Returns `first - second` as a measurement: why this rather than that?"""
+    """Returns `first - second` as a measurement: why this rather than that?
+
+    Example:
+      >>> from influence.attribution.measurements import contrast
+      >>> asked = influence.completions(task, {"3": ([1, 2], [3]), "7": ([1, 2], [7])})
+      >>> rather = {"3 rather than 7": contrast(asked["3"], asked["7"])}
+      >>> influence.query(curvature, params, rather).names
+      ('3 rather than 7',)
+    """
     return jax.tree_util.Partial(_difference, as_tree(first), as_tree(second))
 
 
 def mean(*each: Measurement) -> Measurement:
-    """Returns the mean of some measurements as one: why such things?"""
+    """Returns the mean of some measurements as one: why such things?
+
+    Example:
+      >>> from influence.attribution.measurements import mean
+      >>> asked = influence.completions(task, {"3": ([1, 2], [3]), "4": ([2, 3], [4])})
+      >>> both = {"counting up": mean(*asked.values())}
+      >>> influence.query(curvature, params, both).names
+      ('counting up',)
+    """
     return jax.tree_util.Partial(_mean, *map(as_tree, each))
 
 
@@ -96,6 +124,11 @@ def completions(
 
     Raises:
       ValueError: if there are none, or a prompt or completion is empty, naming it.
+
+    Example:
+      >>> pairs = {"3 after 1, 2": ([1, 2], [3]), "6, 5 after 7": ([7], [6, 5])}
+      >>> list(influence.completions(task, pairs))
+      ['3 after 1, 2', '6, 5 after 7']
     """
     examples = prompted(texts)
     return {

@@ -24,6 +24,13 @@ def relatif(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
     Raises:
       ValueError: if the two were made with different curvatures or dampings, or a
         sequence has no influence on itself.
+
+    Example:
+      >>> from influence.attribution.normalise import relatif
+      >>> from influence.attribution.self_influence import self_influence
+      >>> own = self_influence(task, params, curvature, batches)
+      >>> relatif(scores.total, own).attrs["unit"]
+      'nats per root of own influence'
     """
     check_alike([scores, own])
     divided = scores / np.sqrt(_positive(own))
@@ -40,6 +47,13 @@ def unit(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
 
     Raises:
       ValueError: as `relatif` does.
+
+    Example:
+      >>> from influence.attribution.normalise import unit
+      >>> from influence.attribution.self_influence import self_influence
+      >>> own = self_influence(task, params, curvature, batches)
+      >>> bool((abs(unit(scores.total, own)) <= 1).all())
+      True
     """
     check_alike([scores, own])
     norms = np.sqrt(_positive(own) * scores["self"] / scores.attrs["n_train"])

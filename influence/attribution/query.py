@@ -44,6 +44,12 @@ class Query:
         much of its energy a compression kept, the residual of its solution, its product
         with itself under the inverse curvature, `self`.
       about: what every score made with it has to say: damping, curvature, solver.
+
+    Example:
+      >>> query.names, dict(query.about)["damping"]
+      (('3 after 1, 2',), '0.1 × mean eigenvalue of each matrix')
+      >>> query.forms["block.mix"].h_QxOxI.shape
+      (1, 8, 8)
     """
 
     layers: tuple[Layer, ...]
@@ -78,6 +84,14 @@ def query(
       ValueError: if there are no measurements, one is not a finite scalar or does not
         depend on the curvature's layers, no layer has the rank asked for, or the solver
         diverges.
+
+    Example:
+      >>> def logit(params):
+      ...     return apply(params, jnp.array([[1, 2]]))[0, -1, 3]
+      ...
+      >>> any_function = {"the logit of 3": logit}
+      >>> influence.query(curvature, params, any_function).names
+      ('the logit of 3',)
     """
     check_params(params)
     if not measurements:
@@ -108,6 +122,7 @@ def solved(
     own = dot(gradients, solution.solved)
     forms, kept = _compressed(curvature, solution.solved, compress)
     about = {
+        "layers": " ".join(x.name for x in curvature.layers),
         **solver.about(),
         "curvature": curvature.about,
         "curvature_sequences": curvature.sequences,

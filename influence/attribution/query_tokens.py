@@ -51,6 +51,15 @@ def query_tokens(
 
     Raises:
       ValueError: as `query` does; if layers see different numbers of positions.
+
+    Example:
+      >>> from influence.attribution.query_tokens import query_tokens
+      >>> asked = measurements["3 after 1, 2"]
+      >>> parts = query_tokens(curvature, params, "3", asked)
+      >>> parts.names
+      ('3@0', '3@1', '3@2')
+      >>> shares = influence.scan(task, params, parts, batches).total.sum("query")
+      >>> np.testing.assert_allclose(shares, scores.total[0], atol=1e-3)
     """
     check_params(params)
     completion.check(name, params)

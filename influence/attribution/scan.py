@@ -73,6 +73,13 @@ def scan(
     Raises:
       ValueError: if a parameter is not finite, a batch is not fit for the task, or the
         model does not have the query's layers.
+
+    Example:
+      >>> scores = influence.scan(task, params, query, batches)
+      >>> scores.layers.dims
+      ('query', 'train', 'layer')
+      >>> [ranked.id for ranked in scores.top(2)[0]]
+      ['up', 'odd']
     """
     check_params(params)
     check_batches(task, params, batches)

@@ -10,7 +10,7 @@ import xarray as xr
 UNIT = "nats per added copy"
 SIGN = "positive: adding the sequence raises the measurement; removing it lowers it"
 
-SAME = ("damping", "curvature", "curvature_sequences", "n_train")
+SAME = ("layers", "solver", "damping", "curvature", "curvature_sequences", "n_train")
 """What must be the same of scores that are combined."""
 
 
@@ -54,21 +54,47 @@ class Scores:
     Attributes:
       layers: `(query, train, layer)`. What they are travels in `attrs`: unit, sign, how
         many training sequences (`n_train`), damping, curvature.
+
+    Example:
+      >>> scores.layers.attrs["unit"], scores.layers.attrs["n_train"]
+      ('nats per added copy', 10)
+      >>> by_layer = scores.layers.sel(query="3 after 1, 2", train="up")
+      >>> by_layer.idxmax("layer").item()
+      'block.mlp.down'
     """
 
     layers: xr.DataArray
 
     @property
     def total(self) -> xr.DataArray:
-        """Returns `(query, train)`: the sum over layers."""
+        """Returns `(query, train)`: the sum over layers.
+
+        Example:
+          >>> scores.total.dims
+          ('query', 'train')
+          >>> scores.total.idxmax("train").item()
+          'up'
+        """
         return self.layers.sum("layer", keep_attrs=True).rename("score")
 
     def top(self, k: int) -> Rankings:
-        """Returns each query's `k` most positive sequences, the highest first."""
+        """Returns each query's `k` most positive sequences, the highest first.
+
+        Example:
+          >>> (ranking,) = scores.top(1)
+          >>> ranking.query, [ranked.id for ranked in ranking]
+          ('3 after 1, 2', ['up'])
+        """
         return self._rankings(k, -1)
 
     def bottom(self, k: int) -> Rankings:
-        """Returns each query's `k` most negative sequences, the lowest first."""
+        """Returns each query's `k` most negative sequences, the lowest first.
+
+        Example:
+          >>> (ranking,) = scores.bottom(1)
+          >>> [(ranked.id, ranked.score < 0) for ranked in ranking]
+          [('e', True)]
+        """
         return self._rankings(k, 1)
 
     def _rankings(self, k: int, direction: int) -> Rankings:
@@ -101,6 +127,16 @@ def standard_error(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
 
     Raises:
       ValueError: if they are not of the same sequences, dampings or numbers.
+
+    Example:
+      >>> from influence.attribution.scores import standard_error
+      >>> from influence.curvature.halves import halves
+      >>> def total(half):
+      ...     fitted = influence.fit(task, params, half, layers="block.*")
+      ...     asked = influence.query(fitted, params, measurements)
+      ...     return influence.scan(task, params, asked, batches).total
+      >>> standard_error(*map(total, halves(examples.batches(5)))).dims
+      ('query',)
     """
     check_alike([first, second], ("damping", "n_train", "unit"))
     if not first["train"].equals(second["train"]):
@@ -115,6 +151,15 @@ def check_alike(scores: Sequence[xr.DataArray], keys: Sequence[str] = SAME) -> N
 
     Raises:
       ValueError: naming what differs, with the values.
+
+    Example:
+      >>> from influence.attribution.scores import check_alike
+      >>> weakly = influence.Eigenbasis(influence.Relative(0.01))
+      >>> other = influence.query(curvature, params, measurements, solver=weakly)
+      >>> total = influence.scan(task, params, other, batches).total
+      >>> check_alike([scores.total, total])
+      Traceback (most recent call last):
+      ValueError: Scores made with different damping can't be combined: ...
     """
     for key in keys:
         found = {str(x.attrs.get(key)) for x in scores}

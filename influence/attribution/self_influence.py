@@ -50,6 +50,14 @@ def self_influence(
 
     Raises:
       ValueError: as `scan` does, and if the damped curvature has no inverse.
+
+    Example:
+      >>> from influence.attribution.self_influence import self_influence
+      >>> own = self_influence(task, params, curvature, batches)
+      >>> own.dims
+      ('train', 'layer')
+      >>> own.sum("layer").idxmax("train").item()
+      'pi'
     """
     check_params(params)
     check_batches(task, params, batches)
@@ -63,6 +71,8 @@ def self_influence(
     }
     n_train = len(batches.ids) if n_train is None else n_train
     about = {
+        "layers": " ".join(x.name for x in curvature.layers),
+        "solver": "eigenbasis",
         "damping": str(inverse),
         "curvature": curvature.about,
         "curvature_sequences": curvature.sequences,

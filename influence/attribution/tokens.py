@@ -57,6 +57,12 @@ def token_scores(
 
     Raises:
       ValueError: as `scan` does, and if layers see different numbers of positions.
+
+    Example:
+      >>> shares = influence.token_scores(task, params, query, batches, n_train=10)
+      >>> shares.dims
+      ('query', 'train', 'token')
+      >>> np.testing.assert_allclose(shares.sum("token"), scores.total, atol=1e-3)
     """
     check_params(params)
     check_batches(task, params, batches)
@@ -107,6 +113,14 @@ def concentrated(shares: xr.DataArray) -> xr.DataArray:
 
     Args:
       shares: `(…, token)`.
+
+    Example:
+      >>> from influence.attribution.tokens import concentrated
+      >>> shares = influence.token_scores(task, params, query, batches, n_train=10)
+      >>> marked = concentrated(shares)
+      >>> marked.dims
+      ('query', 'train')
+      >>> spread_out = scores.total.where(~marked)
     """
     spread, length = abs(shares).sum("token"), (shares**2).sum("token") ** 0.5
     return (length > 2 / 3 * spread).rename("concentrated")

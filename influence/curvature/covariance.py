@@ -89,7 +89,14 @@ class Factors(abc.ABC):
 
 @dataclass(frozen=True)
 class PerToken(Factors):
-    """Every counted position is a sample, as if positions were independent."""
+    """Every counted position is a sample, as if positions were independent.
+
+    Example:
+      >>> from influence.curvature.covariance import PerToken
+      >>> halves = PerToken(blocks=2)
+      >>> influence.fit(task, params, batches, layers="block.*", factors=halves).method
+      'EK-FAC, 2 blocks a factor'
+    """
 
     def grouped(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
         """Returns the layers: those that read one activation share its covariance."""
@@ -120,7 +127,14 @@ class PerToken(Factors):
 
 @dataclass(frozen=True)
 class PerSequence(Factors):
-    """Every sequence's gradient is a sample; costs `O I (T + O + I)` an example."""
+    """Every sequence's gradient is a sample; costs `O I (T + O + I)` an example.
+
+    Example:
+      >>> from influence.curvature.covariance import PerSequence
+      >>> shampoo = PerSequence()
+      >>> influence.fit(task, params, batches, layers="block.*", factors=shampoo).method
+      "EK-FAC, Shampoo's basis"
+    """
 
     def grouped(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
         """Returns the layers, each with an input side of its own."""

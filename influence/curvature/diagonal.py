@@ -37,6 +37,11 @@ def diagonal(
 
     Raises:
       ValueError: as `fit` does.
+
+    Example:
+      >>> from influence.curvature.diagonal import diagonal
+      >>> diagonal(task, params, batches, layers="block.*").about
+      'diagonal Fisher, labels Sampled(seed=0, draws=1)'
     """
     chosen = begin(task, params, batches, layers)
     standard = Basis(())
@@ -75,6 +80,14 @@ def identity(
 
     Raises:
       ValueError: as `fit` does.
+
+    Example:
+      >>> from influence.curvature.diagonal import identity
+      >>> none = identity(task, params, batches, layers="block.*")
+      >>> undamped = influence.Eigenbasis(influence.Absolute(0.0))
+      >>> products = influence.query(none, params, measurements, solver=undamped)
+      >>> influence.scan(task, params, products, batches).layers.attrs["curvature"]
+      'identity, labels none'
     """
     chosen = begin(task, params, batches, layers)
     weights = named_leaves(params)

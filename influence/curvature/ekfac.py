@@ -48,6 +48,13 @@ def fit(
       ValueError: if a pattern matches no layer, a parameter or statistic is not finite,
         a batch is not fit for the task, examples can't be told apart, or what is read
         of a layer is not its gradient.
+
+    Example:
+      >>> fitted = influence.fit(task, params, batches, layers="block.mlp.*")
+      >>> list(fitted.blocks)
+      ['block.mlp.up', 'block.mlp.down']
+      >>> fitted.about
+      'EK-FAC, labels Sampled(seed=0, draws=1)'
     """
     chosen = factors.grouped(begin(task, params, batches, layers))
     found = run(covariance.fold(task, params, chosen, labels, factors), batches)

@@ -53,6 +53,12 @@ def halves(batches: Batches) -> tuple[Half, Half]:
 
     Raises:
       ValueError: if there is only one batch.
+
+    Example:
+      >>> from influence.curvature.halves import halves
+      >>> first, second = halves(examples.batches(5))
+      >>> len(first.ids), len(second.ids)
+      (5, 5)
     """
     if len(batches) < 2:
         raise ValueError(

@@ -47,6 +47,11 @@ def kfac(
 
     Raises:
       ValueError: as `fit` does.
+
+    Example:
+      >>> from influence.curvature.kfac import kfac
+      >>> kfac(task, params, batches, layers="block.*").about
+      'K-FAC, labels Sampled(seed=0, draws=1)'
     """
     chosen = factors.grouped(begin(task, params, batches, layers))
     found = run(covariance.fold(task, params, chosen, labels, factors), batches)

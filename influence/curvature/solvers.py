@@ -59,6 +59,13 @@ class Eigenbasis(Solver):
 
     Attributes:
       inverse: how eigenvalues are damped and inverted.
+
+    Example:
+      >>> from influence.linalg.damping import Tikhonov
+      >>> solver = influence.Eigenbasis(Tikhonov(0.1))
+      >>> filtered = influence.query(curvature, params, measurements, solver=solver)
+      >>> dict(filtered.about)["damping"]
+      'Tikhonov filter, 0.1 × mean eigenvalue of each matrix'
     """
 
     inverse: Inverse = Relative()
@@ -90,6 +97,13 @@ class ConjugateGradients(Solver):
       damping: of each matrix.
       steps: how many at most.
       tolerance: stops where every relative residual is below it.
+
+    Example:
+      >>> solver = influence.ConjugateGradients(task, batches, steps=50)
+      >>> refined = influence.query(curvature, params, measurements, solver=solver)
+      >>> total = influence.scan(task, params, refined, batches).total
+      >>> total["converged"].item(), total["residual"].item() < 1e-3
+      (1.0, True)
     """
 
     task: Task
@@ -137,6 +151,14 @@ class Neumann(Solver):
       momentum: how much of the last move is made again.
       decay: what the rate is multiplied by, every `every` steps.
       every: see `decay`.
+
+    Example:
+      >>> from influence.curvature.solvers import Neumann
+      >>> solver = Neumann(task, batches, damping=influence.Relative(10.0), steps=40)
+      >>> refined = influence.query(curvature, params, measurements, solver=solver)
+      >>> (residual,) = dict(refined.facts)["residual"]
+      >>> residual < 1
+      True
     """
 
     task: Task
@@ -185,6 +207,14 @@ class LiSSA(Solver):
       steps: how many.
       rate: of the series. By default one over the sum of the layers' largest damped
         eigenvalues, which bounds what all layers together can have.
+
+    Example:
+      >>> from influence.curvature.solvers import LiSSA
+      >>> solver = LiSSA(task, batches, damping=influence.Relative(10.0), steps=40)
+      >>> slow = influence.query(curvature, params, measurements, solver=solver)
+      >>> (residual,) = dict(slow.facts)["residual"]
+      >>> residual < 1
+      True
     """
 
     task: Task
@@ -226,6 +256,13 @@ class Exact(Solver):
       batches: the sequences the matrix is averaged over.
       damping: of each matrix.
       largest: more parameters than this are refused; the matrix has their square.
+
+    Example:
+      >>> from influence.curvature.solvers import Exact
+      >>> solver = Exact(task, batches, damping=influence.Relative(10.0))
+      >>> exact = influence.query(curvature, params, measurements, solver=solver)
+      >>> dict(exact.about)["solver"]
+      'exact'
     """
 
     task: Task
@@ -297,6 +334,8 @@ def _last(walk: Iterator[solvers.Step], steps: int, tolerance: float = 0.0) -> S
         if i == steps or (residual <= tolerance).all():
             facts = {"residual": tuple(residual.tolist())}
             if tolerance:
-                facts["converged"] = tuple((residual <= tolerance).astype(float))
+                facts["converged"] = tuple(
+                    (residual <= tolerance).astype(float).tolist()
+                )
             return Solution(step.x, facts)
     raise AssertionError("solvers walk for ever")

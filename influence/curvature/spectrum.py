@@ -65,6 +65,12 @@ def spectrum(curvature: Curvature, label: str) -> Spectrum:
 
     Raises:
       ValueError: if there is no such matrix.
+
+    Example:
+      >>> from influence.curvature.spectrum import spectrum
+      >>> found = spectrum(curvature, curvature.layers[0].name)
+      >>> found.effective_rank < len(found.lam)
+      True
     """
     named = {name: (x, place) for x, place, name in rows(curvature.layers)}
     if label not in named:

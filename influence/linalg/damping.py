@@ -39,6 +39,14 @@ class Relative(Damping):
 
     Raises:
       ValueError: if `factor` is negative.
+
+    Example:
+      >>> lam_OxI = jnp.array([[3.0, 1.0], [0.0, 0.0]])  # mean 1
+      >>> print(influence.Relative(1.0)(lam_OxI))
+      [[0.25 0.5 ]
+       [1.   1.  ]]
+      >>> print(influence.Relative())
+      0.1 × mean eigenvalue of each matrix
     """
 
     factor: float = 0.1
@@ -62,6 +70,12 @@ class Absolute(Damping):
 
     Raises:
       ValueError: if `damping` is negative.
+
+    Example:
+      >>> lam_OxI = jnp.array([[3.0, 1.0], [0.0, 0.0]])  # mean 1
+      >>> print(influence.Absolute(1.0)(lam_OxI))
+      [[0.25 0.5 ]
+       [1.   1.  ]]
     """
 
     damping: float
@@ -89,6 +103,11 @@ def implied(rate: float, steps: int, momentum: float = 0.0) -> Absolute:
       rate: the mean learning rate `η`, for the loss averaged over sequences.
       steps: `K`.
       momentum: heavy-ball momentum `β`, which makes of `η` an `η / (1 - β)`.
+
+    Example:
+      >>> from influence.linalg.damping import implied
+      >>> print(implied(rate=0.01, steps=400))
+      0.25
     """
     return Absolute((1 - momentum) / (rate * steps))
 
@@ -102,6 +121,13 @@ class FactoredTikhonov:
 
     Raises:
       ValueError: if `factor` is negative.
+
+    Example:
+      >>> from influence.linalg.damping import FactoredTikhonov
+      >>> lam_OxI = jnp.array([[3.0, 1.0], [0.0, 0.0]])  # mean 1
+      >>> print(jnp.round(1 / FactoredTikhonov(1.0)(lam_OxI), 1))
+      [[7.5 4.5]
+       [2.5 1.5]]
     """
 
     factor: float = 0.1
@@ -126,6 +152,13 @@ class Tikhonov:
 
     Raises:
       ValueError: if `factor` is not positive.
+
+    Example:
+      >>> from influence.linalg.damping import Tikhonov
+      >>> lam_OxI = jnp.array([[3.0, 1.0], [0.0, 0.0]])  # mean 1
+      >>> print(jnp.round(Tikhonov(1.0)(lam_OxI), 3))
+      [[0.3 0.5]
+       [0.  0. ]]
     """
 
     factor: float = 0.1
@@ -149,6 +182,13 @@ class Truncated:
 
     Raises:
       ValueError: if `factor` is not positive.
+
+    Example:
+      >>> from influence.linalg.damping import Truncated
+      >>> lam_OxI = jnp.array([[3.0, 1.0], [0.0, 0.0]])  # mean 1
+      >>> print(jnp.round(Truncated(1.0)(lam_OxI), 3))
+      [[0.333 0.   ]
+       [0.    0.   ]]
     """
 
     factor: float = 0.1

@@ -52,6 +52,18 @@ def layers(task: Task, params: Params, batch: Batch) -> Coverage:
     Raises:
       ValueError: if the model draws random numbers, writes state, or is another program
         for another number of examples.
+
+    Example:
+      >>> print(influence.layers(task, params, next(iter(batches))))
+      layer           kind    I   O   bias  stack  shared input
+      block.mix       matrix  8   8
+      block.mlp.up    matrix  8   16
+      block.mlp.down  matrix  16  8
+      head            matrix  8   10
+      <BLANKLINE>
+      on request, as   kind       I   O  bias  stack  shared input
+      embedding:embed  embedding  10  8
+      scale:norm       scale      1   8
     """
     program = trace(task.outputs, params, batch.inputs)
     asked = tuple(x for x in program.layers if on_request(x))

@@ -17,6 +17,13 @@ class Examples:
     Attributes:
       inputs: what a task reads; every array has a leading axis of length `N`.
       ids: a stable name for each example. Sampled labels hang on it.
+
+    Example:
+      >>> pairs = np.array([[1, 2], [3, 4]])
+      >>> inputs = {"tokens": pairs, "counts": np.ones((2, 2), bool)}
+      >>> named = influence.Examples(inputs, ("first", "second"))
+      >>> len(named), named.take([1]).ids
+      (2, ('second',))
     """
 
     inputs: Inputs
@@ -43,12 +50,24 @@ class Examples:
         return len(self.ids)
 
     def take(self, places: Sequence[int]) -> "Examples":
-        """Returns the examples at some places, in that order."""
+        """Returns the examples at some places, in that order.
+
+        Example:
+          >>> first = examples.take([0, 1])
+          >>> first.ids
+          ('up', 'up later')
+        """
         inputs = jax.tree.map(lambda x: x[np.asarray(places)], self.inputs)
         return Examples(inputs, tuple(self.ids[i] for i in places))
 
     def batches(self, size: int) -> "InMemory":
-        """Returns the examples in batches of `size`, the last one filled up."""
+        """Returns the examples in batches of `size`, the last one filled up.
+
+        Example:
+          >>> batches = examples.batches(4)
+          >>> len(batches), [int(batch.real_B.sum()) for batch in batches]
+          (3, [4, 4, 2])
+        """
         if size < 1:
             raise ValueError(f"A batch needs at least one example, not {size}.")
         return InMemory(self, min(size, len(self)))
@@ -91,6 +110,15 @@ def sequences(
 
     Raises:
       ValueError: if there are no sequences, or one has no token to predict.
+
+    Example:
+      >>> two = influence.sequences([[1, 2, 3], [4, 5]], ["long", "short"])
+      >>> print(two.inputs["tokens"])
+      [[1 2 3]
+       [4 5 0]]
+      >>> print(two.inputs["counts"])
+      [[ True  True  True]
+       [ True  True False]]
     """
     lengths = np.array([len(x) for x in tokens])
     names = tuple(str(i) for i in range(len(lengths))) if ids is None else tuple(ids)

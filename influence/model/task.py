@@ -26,6 +26,15 @@ class Task(abc.ABC):
 
     Subclass it for a loss of your own, as a frozen dataclass, so that equal tasks are
     equal and share what has been compiled. Leading axis of everything: examples.
+
+    Example:
+      >>> inputs = next(iter(batches)).inputs
+      >>> task.outputs(params, inputs).shape
+      (5, 7, 10)
+      >>> task.labels(inputs).shape, task.counts(inputs).shape
+      ((5, 7), (5, 7))
+      >>> task.counted(inputs).shape
+      (5, 7)
     """
 
     @abc.abstractmethod
@@ -77,6 +86,11 @@ class LanguageModel(Task):
     Attributes:
       apply: `(params, tokens_BxT) -> logits_BxTxV`.
       context: the longest sequence the model takes, if it has a limit.
+
+    Example:
+      >>> task = influence.LanguageModel(apply)
+      >>> task.outputs(params, {"tokens": jnp.array([[1, 2, 3]])}).shape
+      (1, 3, 10)
     """
 
     apply: Callable[[Params, Array], Array]
@@ -160,6 +174,12 @@ class Sampled:
 
     Raises:
       ValueError: if there are no draws.
+
+    Example:
+      >>> other = influence.Sampled(seed=1)
+      >>> again = influence.fit(task, params, batches, layers="block.*", labels=other)
+      >>> again.labels
+      'Sampled(seed=1, draws=1)'
     """
 
     seed: int = 0
@@ -179,7 +199,14 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Empirical:
-    """The labels in the data: the curvature is the empirical Fisher."""
+    """The labels in the data: the curvature is the empirical Fisher.
+
+    Example:
+      >>> data = influence.Empirical()
+      >>> fitted = influence.fit(task, params, batches, layers="block.*", labels=data)
+      >>> fitted.labels
+      'Empirical()'
+    """
 
     @property
     def draws(self) -> int:

@@ -48,6 +48,15 @@ class Driver:
     Attributes:
       console: where to show progress.
       seconds: how long each stage has taken so far, by name.
+
+    Example:
+      >>> from rich.console import Console
+      >>> from influence.runtime.driver import Driver
+      >>> driver = Driver(Console(quiet=True))
+      >>> run = driver.run
+      >>> fitted = influence.fit(task, params, batches, layers="block.*", run=run)
+      >>> list(driver.seconds)
+      ['covariances', 'eigenvalues']
     """
 
     console: Console = field(default_factory=Console)

@@ -22,22 +22,52 @@ from influence.types import Layer
 
 
 def write_text(text: str) -> Writer:
-    """Returns what writes a text."""
+    """Returns what writes a text.
+
+    Example:
+      >>> from influence.runtime import formats
+      >>> _ = formats.write_text("Why?")(folder / "why.txt")
+      >>> (folder / "why.txt").read_text()
+      'Why?'
+    """
     return lambda path: path.write_text(text, encoding="utf-8")
 
 
 def write_json(value: Any) -> Writer:
-    """Returns what writes a value as JSON."""
+    """Returns what writes a value as JSON.
+
+    Example:
+      >>> from influence.runtime import formats
+      >>> _ = formats.write_json({"why": 3})(folder / "why.json")
+      >>> print((folder / "why.json").read_text().strip())
+      {
+        "why": 3
+      }
+    """
     return write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_corpus(rows: Iterable[Mapping[str, Any]]) -> Writer:
-    """Returns what writes a corpus as JSON lines, one sequence a line."""
+    """Returns what writes a corpus as JSON lines, one sequence a line.
+
+    Example:
+      >>> from influence.runtime import formats
+      >>> rows = ({"id": name, "tokens": texts[name]} for name in ids)
+      >>> _ = formats.write_corpus(rows)(folder / "corpus.jsonl")
+      >>> (folder / "corpus.jsonl").read_text().splitlines()[0]
+      '{"id": "up", "tokens": [1, 2, 3, 4, 5, 6, 7]}'
+    """
     return write_text("".join(json.dumps(x, allow_nan=False) + "\n" for x in rows))
 
 
 def write_scores(dataset: xr.Dataset) -> Writer:
-    """Returns what writes labelled arrays as a zarr folder, names as plain UTF-8."""
+    """Returns what writes labelled arrays as a zarr folder, names as plain UTF-8.
+
+    Example:
+      >>> from influence.runtime import formats
+      >>> by_layer = scores.layers.to_dataset(name="score")
+      >>> formats.write_scores(by_layer)(folder / "written.zarr")
+    """
     names = {
         k: x.astype(object) for k, x in dataset.coords.items() if x.dtype.kind == "U"
     }
@@ -53,12 +83,25 @@ def write_scores(dataset: xr.Dataset) -> Writer:
 
 
 def read_scores(path: Path) -> xr.Dataset:
-    """Returns labelled arrays from a zarr folder."""
+    """Returns labelled arrays from a zarr folder.
+
+    Example:
+      >>> from influence.runtime import formats
+      >>> by_layer = scores.layers.to_dataset(name="score")
+      >>> formats.write_scores(by_layer)(folder / "scores.zarr")
+      >>> formats.read_scores(folder / "scores.zarr")["score"].dims
+      ('query', 'train', 'layer')
+    """
     return xr.open_zarr(path).load()
 
 
 def write_curvature(curvature: Curvature) -> Writer:
-    """Returns what writes a curvature as safetensors; shared eigenvectors once."""
+    """Returns what writes a curvature as safetensors; shared eigenvectors once.
+
+    Example:
+      >>> from influence.runtime import formats
+      >>> formats.write_curvature(curvature)(folder / "curvature.safetensors")
+    """
     arrays = {}
     for x in curvature.layers:
         block = curvature.blocks[x.name]
@@ -78,7 +121,15 @@ def write_curvature(curvature: Curvature) -> Writer:
 
 
 def read_curvature(path: Path) -> Curvature:
-    """Returns a curvature from safetensors."""
+    """Returns a curvature from safetensors.
+
+    Example:
+      >>> from influence.runtime import formats
+      >>> path = folder / "fitted.safetensors"
+      >>> formats.write_curvature(curvature)(path)
+      >>> formats.read_curvature(path).about
+      'EK-FAC, labels Sampled(seed=0, draws=1)'
+    """
     with safe_open(path, framework="np") as file:
         about = file.metadata()
         names = file.keys()  # a method of the file; it is no mapping
@@ -114,7 +165,12 @@ FORMS = {x.__name__: x for x in (Dense, Factored, Projected)}
 
 
 def write_query(query: Query) -> Writer:
-    """Returns what writes inverse-Hessian-vector products as safetensors."""
+    """Returns what writes inverse-Hessian-vector products as safetensors.
+
+    Example:
+      >>> from influence.runtime import formats
+      >>> formats.write_query(query)(folder / "query.safetensors")
+    """
     arrays = {
         f"{field}/{name}": np.asarray(x)
         for name, form in query.forms.items()
@@ -131,7 +187,15 @@ def write_query(query: Query) -> Writer:
 
 
 def read_query(path: Path) -> Query:
-    """Returns queries from safetensors."""
+    """Returns queries from safetensors.
+
+    Example:
+      >>> from influence.runtime import formats
+      >>> path = folder / "asked.safetensors"
+      >>> formats.write_query(query)(path)
+      >>> formats.read_query(path).names
+      ('3 after 1, 2',)
+    """
     with safe_open(path, framework="np") as file:
         about = {k: json.loads(x) for k, x in file.metadata().items()}
         forms = {

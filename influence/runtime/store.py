@@ -28,6 +28,13 @@ class Run:
 
     Attributes:
       folder: where it is.
+
+    Example:
+      >>> from influence.runtime import formats, store
+      >>> run = store.Run.create(folder / "run", {"asked": "why 3?"})
+      >>> _ = run.write("fit.safetensors", formats.write_curvature(curvature))
+      >>> run.read("fit.safetensors", formats.read_curvature).sequences
+      10
     """
 
     folder: Path

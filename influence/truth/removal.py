@@ -90,6 +90,13 @@ def check(
       lexical: `(query, train)`, the lexical baseline's scores.
       share: which part of the sequences counts as a query's top.
       seed: of the random sequences.
+
+    Example:
+      >>> from influence.truth.removal import check
+      >>> words = influence.bm25({"3 after 1, 2": [1, 2, 3]}, tokens, ids)
+      >>> found = check(trained, measurements, params, scores.total, words, share=0.1)
+      >>> [ids[place] for place in found.top.places], found.same_sign
+      (['up'], 1)
     """
     before = np.array([measure(f, params) for f in measurements.values()])
     n = scores.sizes["train"]

@@ -1,0 +1,163 @@
+"""What the documentation shows runs, and everything a user calls is shown."""
+
+import doctest
+import importlib
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SETTING = ROOT / "docs" / "setting.md"
+PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {SETTING})
+
+
+def name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+FILES = {
+    name(path): path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "influence").rglob("*.py"))
+}
+SHOWN = [module for module, text in FILES.items() if ">>> " in text]
+
+PUBLIC = [
+    *re.findall(r" as (\w+)\n", FILES["influence.__init__"]),
+    "fold.Fold",
+    "fold.run",
+    "linalg.damping.FactoredTikhonov",
+    "linalg.damping.Tikhonov",
+    "linalg.damping.Truncated",
+    "linalg.damping.implied",
+    "model.examples.Examples.batches",
+    "model.examples.Examples.take",
+    "curvature.covariance.PerSequence",
+    "curvature.covariance.PerToken",
+    "curvature.diagonal.diagonal",
+    "curvature.diagonal.identity",
+    "curvature.halves.halves",
+    "curvature.kfac.kfac",
+    "curvature.operator.Curvature.dense",
+    "curvature.operator.Curvature.multiply",
+    "curvature.operator.Curvature.solve",
+    "curvature.solvers.Exact",
+    "curvature.solvers.LiSSA",
+    "curvature.solvers.Neumann",
+    "curvature.spectrum.spectrum",
+    "attribution.corpus.reweighted",
+    "attribution.corpus.without",
+    "attribution.duplicates.near_duplicates",
+    "attribution.forms.Joint",
+    "attribution.forms.Plain",
+    "attribution.forward.output_token_scores",
+    "attribution.input_tokens.input_token_scores",
+    "attribution.measurements.Completion",
+    "attribution.measurements.contrast",
+    "attribution.measurements.mean",
+    "attribution.measurements.measure",
+    "attribution.scores.check_alike",
+    "attribution.normalise.relatif",
+    "attribution.normalise.unit",
+    "attribution.query.Query",
+    "attribution.query_tokens.query_tokens",
+    "attribution.scores.Scores.bottom",
+    "attribution.scores.Scores.top",
+    "attribution.scores.Scores.total",
+    "attribution.scores.standard_error",
+    "attribution.self_influence.self_influence",
+    "attribution.tokens.concentrated",
+    "truth.removal.check",
+    "runtime.driver.Driver",
+    "runtime.formats.read_curvature",
+    "runtime.formats.read_query",
+    "runtime.formats.read_scores",
+    "runtime.formats.write_corpus",
+    "runtime.formats.write_curvature",
+    "runtime.formats.write_json",
+    "runtime.formats.write_query",
+    "runtime.formats.write_scores",
+    "runtime.formats.write_text",
+    "runtime.store.Run",
+]
+"""What a user calls: the package's own names, and those one floor down."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _jax_as_a_reader_has_it():
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
+
+
+@pytest.fixture(scope="module")
+def setting(_jax_as_a_reader_has_it):
+    """The names every example begins with: those of the page that describes them."""
+    names = {}
+    run(SETTING, names)
+    yield names
+    shutil.rmtree(names["folder"])
+
+
+def run(page, names):
+    """Runs the Python of a page, block after block, in one namespace."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), names)
+
+
+@pytest.mark.parametrize("module", SHOWN)
+def test_examples_run(module, setting):
+    # Only the setting, not the module's own names: what is pasted has to run too.
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = finder.find(importlib.import_module(module), module, globs=setting)
+    examples = [x for x in found if x.examples]
+    assert len(examples) == FILES[module].count("Example:\n")
+    said = []
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+    for x in examples:
+        runner.run(x, out=said.append)
+    assert not said, "".join(said)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_run(page, setting):
+    run(page, dict(setting))
+
+
+def test_everything_public_has_an_example():
+    def documentation(path):
+        at = importlib.import_module("influence")
+        parts = path.split(".")
+        for i, part in enumerate(parts):
+            if not hasattr(at, part):
+                importlib.import_module("influence." + ".".join(parts[: i + 1]))
+            at = getattr(at, part)
+        return at.__doc__ or ""
+
+    assert not [x for x in PUBLIC if "Example:\n" not in documentation(x)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", ".ci/run"])
+def test_the_command_that_builds_the_documentation_is_one(page):
+    command = "pdoc -d google influence -o "
+    assert command in (ROOT / page).read_text("utf-8")
+
+
+def test_the_documentation_s_modules_import():
+    for module in FILES:
+        importlib.import_module(module)
+    # pdoc shows the setting on the first page: the docstring says from where.
+    (shown,) = re.findall(r"\.\. include:: (\S+)\n", FILES["influence.__init__"])
+    assert (ROOT / "influence" / shown).resolve() == SETTING
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", SETTING, *PAGES):
+        links = re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))
+        assert not [x for x in links if not (page.parent / x).exists()], page
