@@ -28,7 +28,7 @@ def demo(
     Args:
         out: The folder to write to.
         seed: Of the start, the training order, the sampled labels, the random removal.
-        fast: A smaller model of less text, in less than half the time.
+        fast: Half as much text, half as long a training.
         size: `large` trains a better model of more text, for an hour or more on a CPU.
     """
     if fast and size == "large":

@@ -84,7 +84,7 @@ class Size:
 
 FAST = Size(8, Config(1024, 64, 64, 170, 4, 4), train.Recipe(160, 32, 5e-3))
 SMALL = Size(16, Config(1024, 64, 64, 170, 4, 4), train.Recipe(300, 32, 5e-3))
-LARGE = Size(44, Config(2048, 128, 128, 344, 8, 6), train.Recipe(2000, 32, 3e-3))
+LARGE = Size(44, Config(2048, 128, 128, 344, 8, 6), train.Recipe(700, 32, 3e-3))
 
 
 @dataclass(frozen=True)
