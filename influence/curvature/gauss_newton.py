@@ -28,6 +28,9 @@ Matrices = Mapping[str, Array]
 Operator = Callable[[Any], Any]
 """`v -> G v`, matrices by layer."""
 
+ROWS = 256
+"""How many directions at a time are sent through the model to form a matrix."""
+
 
 @jax.jit(static_argnums=(0, 1))
 def multiply(
@@ -97,10 +100,13 @@ def operator(
 def dense(layers: Sequence[Layer], act: Operator, dtype: Any) -> Array:
     """Returns the matrix an operator multiplies with, `[P, P]`, for tiny models.
 
-    Its rows are the layers' matrices one after the other, as `flat` puts them.
+    Its rows are the layers' matrices one after the other, as `flat` puts them. `ROWS`
+    of them are multiplied at a time.
     """
     size = sum(_size(x) for x in layers)
-    return flat(layers, act(unflat(layers, jnp.eye(size, dtype=dtype))))
+    units = jnp.eye(size, dtype=dtype)
+    parts = [units[i : i + ROWS] for i in range(0, size, ROWS)]
+    return jnp.concatenate([flat(layers, act(unflat(layers, x))) for x in parts])
 
 
 def flat(layers: Sequence[Layer], v: Matrices) -> Array:

@@ -300,7 +300,16 @@ class Exact(Solver):
 def _damped(
     act: solvers.Operator, curvature: Curvature, damping: Damping
 ) -> solvers.Operator:
-    """Returns `v -> (G + damping) v`, every matrix damped by its own amount."""
+    """Returns `v -> (G + damping) v`, every matrix damped by its own amount.
+
+    Raises:
+      TypeError: if the damping is another function of the eigenvalues.
+    """
+    if not isinstance(damping, Damping):
+        raise TypeError(
+            f"{damping!r} is a function of the fitted eigenvalues, which only the "
+            "eigenbasis has. Give this solver a damping: `Relative` or `Absolute`."
+        )
     amounts = {k: damping.amount(x.lam_OxI) for k, x in curvature.blocks.items()}
     return lambda v: {k: x + amounts[k][None] * v[k] for k, x in act(v).items()}
 

@@ -16,7 +16,7 @@ from influence.curvature.solvers import (
     LiSSA,
     Neumann,
 )
-from influence.linalg.damping import Absolute, Relative
+from influence.linalg.damping import Absolute, Relative, Truncated
 from influence.model.task import LanguageModel
 from influence.types import with_leaves
 from tests import cases
@@ -165,5 +165,7 @@ def test_what_can_only_go_wrong_is_refused():
         LiSSA(task, batches, steps=2000, rate=1e3)(curvature, params, v)
     with pytest.raises(ValueError, match="160 parameters.*limit is 100"):
         Exact(task, batches, largest=100)(curvature, params, v)
+    with pytest.raises(TypeError, match="Truncated.*only the eigenbasis has"):
+        ConjugateGradients(task, batches, Truncated())(curvature, params, v)  # pyright: ignore
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
         LiSSA(task, batches, depth=5)  # pyright: ignore
