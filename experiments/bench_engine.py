@@ -233,6 +233,8 @@ def main() -> None:
     add("--peers", action="store_true", help="time kronfluence as well")
     add("--json", action="store_true", help="print all figures, in one last line")
     given, console = parser.parse_args(), Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a file has room for the whole table
     peers = PEERS if given.peers else {}
     modules = {OURS: "experiments.contender_influence", **peers}
     work, progress = job(given), Console(stderr=True)
