@@ -97,19 +97,30 @@ def tiny(params: Params, inputs: Inputs) -> Array:
     return (x + linear(params, "down", up)) @ params["emb.weight"].T
 
 
-def small(params: Params, inputs: Inputs) -> Array:
-    """The reference model: four blocks as in GPT-2, one matrix for q, k and v."""
-    tokens, seen = inputs["tokens"], inputs["counts"]
-    position = params["pos_emb.weight"][: tokens.shape[1]][None]
-    x = params["tok_emb.weight"][tokens] + position
-    for i in range(4):
-        block = f"blocks.{i}"
-        qkv = linear(params, f"{block}.attn.qkv", norm(params, f"{block}.ln1", x))
-        y = attend(*jnp.split(qkv, 3, axis=-1), seen, heads=4)
-        x = x + linear(params, f"{block}.attn.proj", y)
-        up = linear(params, f"{block}.mlp.fc1", norm(params, f"{block}.ln2", x))
-        x = x + linear(params, f"{block}.mlp.fc2", jax.nn.gelu(up))
-    return linear(params, "lm_head", norm(params, "ln_f", x))
+@dataclass(frozen=True)
+class GPT:
+    """A decoder with blocks as in GPT-2, one matrix for q, k and v."""
+
+    blocks: int
+    heads: int
+
+    def __call__(self, params: Params, inputs: Inputs) -> Array:
+        """Returns logits, `[B, T, V]`."""
+        tokens, seen = inputs["tokens"], inputs["counts"]
+        position = params["pos_emb.weight"][: tokens.shape[1]][None]
+        x = params["tok_emb.weight"][tokens] + position
+        for i in range(self.blocks):
+            block = f"blocks.{i}"
+            qkv = linear(params, f"{block}.attn.qkv", norm(params, f"{block}.ln1", x))
+            y = attend(*jnp.split(qkv, 3, axis=-1), seen, heads=self.heads)
+            x = x + linear(params, f"{block}.attn.proj", y)
+            up = linear(params, f"{block}.mlp.fc1", norm(params, f"{block}.ln2", x))
+            x = x + linear(params, f"{block}.mlp.fc2", jax.nn.gelu(up))
+        return linear(params, "lm_head", norm(params, "ln_f", x))
+
+
+small = GPT(blocks=4, heads=4)
+"""The reference model."""
 
 
 def examples(ids: np.ndarray, mask: np.ndarray, kind: str) -> influence.Examples:

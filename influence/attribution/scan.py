@@ -107,7 +107,9 @@ def _either(
     def score(g_BxTxO: Array, form: Form) -> Array:
         if isinstance(form, Dense):
             d = contract("bto,bti->boi", g_BxTxO, a_BxTxI)
-            return contract("boi,qoi->bq", d, form.h_QxOxI)
+            # Flat, for a product over two axes is one that XLA first transposes.
+            h_QxN = form.h_QxOxI.reshape(len(form.h_QxOxI), -1)
+            return contract("bn,qn->bq", d.reshape(len(d), -1), h_QxN)
         if isinstance(form, Projected):
             left = contract("bto,or->btr", g_BxTxO, form.left_OxR)
             right = contract("bti,is->bts", a_BxTxI, form.right_IxR)

@@ -22,7 +22,7 @@ from jax import Array
 
 from influence.fold import Fold
 from influence.linalg.basis import split
-from influence.linalg.contract import contract, wide
+from influence.linalg.contract import contract, gram, wide
 from influence.model.reading import Reading
 from influence.model.task import Labels, Task, read_loss
 from influence.types import Batch, Layer, Params, named_leaves
@@ -166,7 +166,7 @@ def moments(x_BxTxN: Array, blocks: tuple[int, ...]) -> Moments:
         return (contract("bti,bti->i", x_BxTxN, x_BxTxN),)
     ends = [sum(blocks[: i + 1]) for i in range(len(blocks) - 1)]
     parts = jnp.split(x_BxTxN, ends, axis=-1)
-    return tuple(contract("bti,btj->ij", x, x) for x in parts)
+    return tuple(gram(x.reshape(-1, x.shape[-1])) for x in parts)
 
 
 def _weights(a_BxTxI: Array, counted: Array, gs: Mapping[str, Array]) -> Array:

@@ -26,6 +26,27 @@ def contract(subscripts: str, *operands: Array) -> Array:
     return jnp.einsum(subscripts, *operands, preferred_element_type=into)
 
 
+STRIPS, WIDE = 4, 256
+"""Into how many strips a Gram matrix is cut, if it is at least so wide."""
+
+
+def gram(x_NxI: Array) -> Array:
+    """Returns `xᵀ x`, accumulated in float32 at least.
+
+    It is symmetric, so of four strips of rows each begins at the diagonal: 5/8 of the
+    multiplications.
+    """
+    size = x_NxI.shape[-1]
+    step = -(-size // STRIPS) if size >= WIDE else size
+    strips = []
+    for start in range(0, size, step):
+        own, rest = x_NxI[:, start : start + step], x_NxI[:, start:]
+        strip = contract("ni,nj->ij", own, rest)
+        strips.append(jnp.pad(strip, ((0, 0), (start, 0))))
+    upper = jnp.concatenate(strips) if len(strips) > 1 else strips[0]
+    return jnp.triu(upper) + jnp.triu(upper, 1).mT
+
+
 def multiply(x: Array, y: Array) -> Array:
     """Returns the matrix product `x @ y`, accumulated in float32 at least."""
     into = wide(x.dtype, y.dtype)

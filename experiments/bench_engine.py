@@ -1,0 +1,254 @@
+"""What does each stage cost, in multiples of training on the same tokens?
+
+    python -m experiments.bench_engine --reference DIR [--config small|medium] [--peers]
+
+Times the engine's stages over the reference model (`DIR/small`) or a random one of 14M
+parameters, and prints tokens a second, tokens a second of processor time, how many
+times a plain forward and backward pass over the same tokens that is, and peak memory.
+With `--peers` kronfluence does the same stages in the same run, turn by turn, and the
+table says where it is ahead.
+
+* Each contender is a process of its own (`contender.py`); compiling is timed apart.
+* Figures are of the fastest of `--repetitions`. On a machine that others use, believe
+  those of processor time; ratios are of these.
+* kronfluence solves for its queries anew in every scan. What that takes is measured by
+  a scan of one sequence (its "query") and taken off its scans.
+* Labels are sampled, damping is 0.1 of the mean eigenvalue, numbers are float32. Peers
+  are given the batch sizes they are fastest with.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.contender import Contender, Cost, Job, vocabulary
+
+OURS, UNIT = "influence", "forward+backward"
+
+SIZES: dict[str, dict[str, Any]] = {
+    "small": {
+        "blocks": 4, "width": 128, "hidden": 512, "heads": 4, "context": 128,
+        "queries": 64, "sequences": 256, "token_sequences": 64,
+        "batch": {
+            OURS: {"": 32},
+            "kronfluence": {"": 16, "unit": 32, "covariance": 32, "tokens": 4},
+        },
+    },
+    "medium": {
+        "blocks": 8, "width": 384, "hidden": 1536, "heads": 6, "context": 256,
+        "queries": 32, "sequences": 16, "token_sequences": 4,
+        "batch": {
+            OURS: {"": 8, "tokens": 4},
+            "kronfluence": {"": 4, "unit": 16, "scan": 8, "tokens": 2},
+        },
+    },
+}  # fmt: skip
+"""What is measured, by the name of the configuration."""
+
+PEERS = {"kronfluence": "experiments.contender_kronfluence"}
+"""The modules of those timed beside the engine."""
+
+
+class Timed(NamedTuple):
+    """A contender's stage, measured.
+
+    Attributes:
+      tokens: how many it passed through the model; None if it passes none.
+      first: a little of it, compiling included.
+      best: the fastest time on the clock, of processor time, and the highest peak.
+    """
+
+    tokens: int | None
+    first: Cost
+    best: Cost
+
+
+Results = Mapping[str, Mapping[str, Timed]]
+"""By contender and stage."""
+
+
+def timed(job: Job, modules: Mapping[str, str], repetitions: int, say: Any) -> Results:
+    """Returns what every contender took for every stage, done turn by turn."""
+    found: dict[str, dict[str, Timed]] = {name: {} for name in modules}
+    with ExitStack() as stack:
+        contenders = {
+            name: stack.enter_context(Contender(module, job))
+            for name, module in modules.items()
+        }
+        for stage in contenders[OURS].tokens:
+            say(stage)
+            taking_part = {k: x for k, x in contenders.items() if stage in x.tokens}
+            first = {name: x.begin(stage) for name, x in taking_part.items()}
+            costs: dict[str, list[Cost]] = {name: [] for name in taking_part}
+            for _ in range(repetitions):
+                for name, contender in taking_part.items():
+                    costs[name].append(contender.work(stage))
+            for name, each in costs.items():
+                tokens = contenders[name].tokens[stage]
+                found[name][stage] = Timed(tokens, first[name], best(each))
+    return found
+
+
+def best(costs: list[Cost]) -> Cost:
+    """Returns the least time of each kind, and the most memory."""
+    walls, cpus, peaks = zip(*costs, strict=True)
+    return Cost(min(walls), min(cpus), max(peaks))
+
+
+def without_queries(stages: Mapping[str, Timed], low: str) -> dict[str, Timed]:
+    """Returns the stages, that of solving for the queries taken off every scan."""
+    found = {}
+    for name, x in stages.items():
+        solving = stages.get(f"query{low}" if name.endswith(low) else "query")
+        if name.startswith("scan") and solving is not None:
+            wall = x.best.seconds - solving.best.seconds
+            cpu = x.best.cpu_seconds - solving.best.cpu_seconds
+            # A scan no dearer than its queries can't be told from nothing.
+            left = Cost(max(wall, 1e-9), max(cpu, 1e-9), x.best.peak_mb)
+            x = x._replace(best=left)
+        found[name] = x
+    return found
+
+
+def report(results: Results) -> dict[str, Any]:
+    """Returns, for each stage, every contender's figures and how we compare."""
+    found: dict[str, Any] = {}
+    for stage, x in results[OURS].items():
+        entry: dict[str, Any] = {**figures(x, results[OURS][UNIT])}
+        entry["peers"] = {
+            name: figures(stages[stage], stages[UNIT])
+            | {"ratio": stages[stage].best.cpu_seconds / x.best.cpu_seconds}
+            for name, stages in results.items()
+            if name != OURS and stage in stages
+        }
+        found[stage] = entry
+    return found
+
+
+def figures(x: Timed, unit: Timed) -> dict[str, float | None]:
+    """Returns a stage's figures; None where there is none.
+
+    Of two contenders that pass the same tokens, the ratio of their processor times is
+    that of their tokens a second.
+    """
+    best = x.best
+    found: dict[str, float | None] = {
+        "seconds": best.seconds,
+        "cpu_seconds": best.cpu_seconds,
+        "first_seconds": x.first.seconds,
+        "peak_mb": None if math.isnan(best.peak_mb) else best.peak_mb,
+        "tokens": x.tokens,
+        "tokens_per_second": None,
+        "tokens_per_cpu_second": None,
+        "times_unit": None,
+    }
+    if x.tokens is not None and unit.tokens is not None:
+        each = best.cpu_seconds / x.tokens
+        found["tokens_per_second"] = x.tokens / best.seconds
+        found["tokens_per_cpu_second"] = 1 / each
+        found["times_unit"] = each * unit.tokens / unit.best.cpu_seconds
+    return found
+
+
+def table(title: str, found: Mapping[str, Any], peers: list[str]) -> Table:
+    """Returns the figures as a table, ours beside those of peers."""
+    shown = Table(title=title, caption="U: one forward and backward pass over a token")
+    shown.add_column("stage")
+    for name in ("first s", "tokens/s", "tokens/CPU-s", "× U", "peak MB"):
+        shown.add_column(name, justify="right")
+    for peer in peers:
+        for name in (f"{peer} tokens/CPU-s", "× U", "peak MB", "ratio"):
+            shown.add_column(name, justify="right")
+        shown.add_column("")
+    for stage, x in found.items():
+        cells = [f"{x['first_seconds']:.1f}", *_speed(x, "tokens_per_second")]
+        cells += [*_speed(x, "tokens_per_cpu_second"), *_share(x)]
+        for peer in peers:
+            y = x["peers"][peer]
+            cells += [*_speed(y, "tokens_per_cpu_second"), *_share(y)]
+            cells += [f"{y['ratio']:.2f}", _verdict(peer, y["ratio"])]
+        shown.add_row(stage, *cells)
+    return shown
+
+
+def _verdict(peer: str, ratio: float) -> str:
+    return f"{peer} is ahead" if ratio < 1 else ""
+
+
+def _speed(x: Mapping[str, Any], kind: str) -> list[str]:
+    """Returns tokens a second; seconds for what passes no tokens."""
+    seconds = x["seconds" if kind == "tokens_per_second" else "cpu_seconds"]
+    return [f"{seconds:.2f} s" if x[kind] is None else f"{x[kind]:,.0f}"]
+
+
+def _share(x: Mapping[str, Any]) -> list[str]:
+    unit, peak = x["times_unit"], x["peak_mb"]
+    return [
+        "" if unit is None else f"{unit:.2f}",
+        "" if peak is None else f"{peak:,.0f}",
+    ]
+
+
+def job(given: argparse.Namespace) -> Job:
+    """Returns what is asked for on the command line."""
+    folder = given.reference / "small"
+    sizes = SIZES[given.config] | {
+        "folder": folder if given.config == "small" else None,
+        "vocabulary": vocabulary(folder),
+        "layers": given.layers,
+        "rank": 32,
+        "damping": 0.1,
+        "threads": given.threads,
+    }
+    for name in ("sequences", "queries"):
+        if getattr(given, name) is not None:
+            sizes[name] = getattr(given, name)
+    sizes["token_sequences"] = min(sizes["token_sequences"], sizes["sequences"])
+    return Job(**sizes)
+
+
+def main() -> None:
+    """Prints the table, and with `--json` all figures as a last line."""
+    about, _, notes = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=about,
+        epilog=notes,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--reference", type=Path, required=True, help="the reference folder")
+    add("--config", choices=SIZES, default="small")
+    add("--layers", choices=["mlp", "all"], default="mlp", help="of every block")
+    add("--sequences", type=int, help="how many to fit to and to scan")
+    add("--queries", type=int, help="how many to ask about")
+    add("--repetitions", type=int, default=3)
+    add("--threads", type=int, default=1, help="of each contender")
+    add("--peers", action="store_true", help="time kronfluence as well")
+    add("--json", action="store_true", help="print all figures, in one last line")
+    given, console = parser.parse_args(), Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a file has room for the whole table
+    peers = PEERS if given.peers else {}
+    modules = {OURS: "experiments.contender_influence", **peers}
+    work, progress = job(given), Console(stderr=True)
+    results = dict(timed(work, modules, given.repetitions, progress.print))
+    for name in peers:
+        results[name] = without_queries(results[name], f", rank {work.rank}")
+    found = report(results)
+    title = f"{given.config}, layers {given.layers}, {given.threads} thread(s)"
+    console.print(table(title, found, list(peers)))
+    if given.json:
+        settings = {**vars(given), "reference": str(given.reference)}
+        said = json.dumps({"settings": settings, "stages": found})
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    main()

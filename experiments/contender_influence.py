@@ -1,0 +1,168 @@
+"""This engine's stages, as something to time (`contender.py`)."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import influence
+from experiments.contender import Data, Job, Stage, Stages
+from experiments.reference import GPT, Counted, examples, measurements
+from influence.attribution.forms import Compress, Plain
+from influence.attribution.measurements import Measurement
+from influence.curvature import covariance, eigenvalues
+from influence.curvature.covariance import PerToken
+from influence.curvature.eigenvalues import Bases
+from influence.curvature.ekfac import basis
+from influence.fold import run
+from influence.linalg.kronecker import Kronecker
+from influence.model.examples import InMemory
+from influence.model.task import losses
+from influence.model.trace import select, trace
+from influence.types import Batch, Params
+
+
+def stages(job: Job, data: Data) -> Stages:
+    """Returns the engine's stages over a job's tokens."""
+    return Engine(job, data).stages()
+
+
+@jax.jit(static_argnums=0)
+def step(task: Counted, params: Params, batch: Batch) -> tuple[Array, Params]:
+    """Returns a batch's loss and its gradient: the unit of all that is measured."""
+
+    def loss(params: Params) -> Array:
+        outputs = task.outputs(params, batch.inputs)
+        return losses(task, outputs, task.labels(batch.inputs), batch).sum()
+
+    return jax.value_and_grad(loss)(params)
+
+
+class Engine:
+    """The stages, and what they leave for one another."""
+
+    def __init__(self, job: Job, data: Data):
+        self.job = job
+        self.task = Counted(GPT(job.blocks, job.heads))
+        self.params = {k: jnp.asarray(x) for k, x in data.params.items()}
+        self.train, queries = (
+            examples(x, np.ones(x.shape, bool), kind)
+            for x, kind in ((data.train, "train"), (data.queries, "query"))
+        )
+        self.asked = measurements(self.task, queries)
+        self.labels, self.factors = influence.Sampled(), PerToken()
+        patterns = [f"{name}.weight" for name in job.names()]
+        first = next(iter(self.train.batches(1)))
+        program = trace(self.task.outputs, self.params, first.inputs)
+        self.layers = select(program, patterns)
+
+    def stages(self) -> Stages:
+        """Returns them by name."""
+        job, low = self.job, f", rank {self.job.rank}"
+        asked, two = self.asked, dict(list(self.asked.items())[:2])
+        tokens = job.queries * job.context
+        few = job.token_sequences
+        return {
+            "forward+backward": self._over_data("unit", self.unit),
+            "covariance": self._over_data("covariance", self.covariance),
+            "eigendecomposition": Stage(None, self.decompose, self.decompose),
+            "eigenvalues": self._over_data("eigenvalues", self.eigenvalues),
+            "query": Stage(
+                tokens, lambda: self.query(asked, None), lambda: self.query(two, None)
+            ),
+            "scan": self._over_data("scan", self.scan),
+            "scan, per layer": self._over_data("scan", self.scan_layers),
+            "scan, per token": self._over_data("tokens", self.scan_tokens, few),
+            f"query{low}": Stage(
+                tokens,
+                lambda: self.query(asked, Plain(job.rank)),
+                lambda: self.query(two, Plain(job.rank)),
+            ),
+            f"scan{low}": self._over_data("scan", self.scan),
+            f"scan, per token{low}": self._over_data("tokens", self.scan_tokens, few),
+        }
+
+    def _over_data(
+        self,
+        kind: str,
+        work: Callable[[InMemory], None],
+        sequences: int | None = None,
+    ) -> Stage:
+        size = self.job.size("influence", kind)
+        chosen = self.train.take(range(sequences or len(self.train)))
+        one = chosen.take(range(min(size, len(chosen))))
+        return Stage(
+            len(chosen) * self.job.context,
+            lambda: work(chosen.batches(size)),
+            lambda: work(one.batches(size)),
+        )
+
+    def unit(self, batches: InMemory) -> None:
+        """Computes every batch's loss and gradient, and nothing of them."""
+        for batch in batches:
+            jax.block_until_ready(step(self.task, self.params, batch))
+
+    def covariance(self, batches: InMemory) -> None:
+        """Sums covariances."""
+        fold = covariance.fold(self.task, self.params, self.layers, self.labels)
+        self.moments = jax.block_until_ready(run(fold, batches))
+
+    def decompose(self) -> None:
+        """Takes the covariances' eigenvectors."""
+        found = self.moments
+        inputs = {
+            x.reads: basis(found.inputs[x.reads], self.factors.inputs(x))
+            for x in self.layers
+            if x.reads == x.name
+        }
+        outputs = {
+            x.name: basis(found.gradients[x.name], self.factors.outputs(x))
+            for x in self.layers
+        }
+        self.bases = jax.block_until_ready(Bases(inputs, outputs))
+
+    def eigenvalues(self, batches: InMemory) -> None:
+        """Refits eigenvalues."""
+        fold = eigenvalues.fold(
+            self.task, self.params, self.layers, self.labels, self.bases
+        )
+        found = jax.block_until_ready(run(fold, batches))
+        inputs, outputs = self.bases
+        blocks = {
+            x.name: Kronecker(inputs[x.reads], outputs[x.name], found.lam[x.name])
+            for x in self.layers
+        }
+        self.curvature = influence.Curvature(
+            self.layers, blocks, 0, found.sequences, str(self.labels)
+        )
+
+    def query(
+        self, asked: Mapping[str, Measurement], compress: Compress | None
+    ) -> None:
+        """Solves for queries, which later stages scan for."""
+        solver = influence.Eigenbasis(influence.Relative(self.job.damping))
+        self.asking = jax.block_until_ready(
+            influence.query(
+                self.curvature, self.params, asked, solver=solver, compress=compress
+            )
+        )
+
+    def scan(self, batches: InMemory) -> None:
+        """Totals every sequence's scores."""
+        influence.scan(self.task, self.params, self.asking, batches, by_layer=False)
+
+    def scan_layers(self, batches: InMemory) -> None:
+        """Scores every sequence through every layer."""
+        influence.scan(self.task, self.params, self.asking, batches)
+
+    def scan_tokens(self, batches: InMemory) -> None:
+        """Scores every position of some sequences."""
+        influence.token_scores(
+            self.task,
+            self.params,
+            self.asking,
+            batches,
+            n_train=self.job.sequences,
+        )

@@ -1,0 +1,42 @@
+"""Every stage of the benchmark runs, on a model too small to say anything."""
+
+import pytest
+
+from experiments.bench_engine import OURS, UNIT, Timed, report, table, without_queries
+from experiments.contender import Cost, Job, data, measured
+from experiments.contender_influence import stages
+
+
+@pytest.mark.slow
+def test_every_stage_runs_and_is_reported():
+    job = Job(
+        folder=None, blocks=1, width=4, hidden=6, heads=2, context=5, vocabulary=7,
+        layers="mlp", sequences=3, token_sequences=2, queries=3, rank=2, damping=0.1,
+        batch={OURS: {"": 2}}, threads=1,
+    )  # fmt: skip
+    ours = {}
+    for name, stage in stages(job, data(job)).items():
+        first = measured(stage.begin)
+        ours[name] = Timed(stage.tokens, first, measured(stage.work))
+    # A peer that is twice as fast has to be named.
+    faster = {
+        k: x._replace(best=Cost(x.best.seconds / 2, x.best.cpu_seconds / 2, 0.0))
+        for k, x in ours.items()
+    }
+    found = report({OURS: ours, "peer": faster})
+    assert found["scan"]["tokens"] == 3 * 5
+    assert found[UNIT]["times_unit"] == 1
+    assert all(x["peers"]["peer"]["ratio"] == 0.5 for x in found.values())
+    verdicts = list(table("tiny", found, ["peer"]).columns[-1].cells)
+    assert verdicts == ["peer is ahead"] * len(found)
+
+
+def test_a_peer_s_scans_are_timed_without_its_queries():
+    def took(seconds):
+        return Timed(8, Cost(seconds, seconds, 0.0), Cost(seconds, seconds, 0.0))
+
+    stages = {"query": took(1.0), "query, rank 2": took(2.0)}
+    stages |= {"scan": took(5.0), "scan, rank 2": took(5.0), "covariance": took(3.0)}
+    left = without_queries(stages, ", rank 2")
+    seconds = {k: x.best.seconds for k, x in left.items()}
+    assert seconds == {**seconds, "scan": 4.0, "scan, rank 2": 3.0, "covariance": 3.0}
