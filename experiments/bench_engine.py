@@ -13,8 +13,9 @@ table says where it is ahead.
   those of processor time; ratios are of these.
 * kronfluence solves for its queries anew in every scan. What that takes is measured by
   a scan of one sequence (its "query") and taken off its scans.
-* Labels are sampled, damping is 0.1 of the mean eigenvalue, numbers are float32. Peers
-  are given the batch sizes they are fastest with.
+* Labels are sampled, damping is 0.1 of the mean eigenvalue, numbers are float32.
+  kronfluence is given the batch sizes that a sweep found fastest; the engine's were
+  not swept.
 """
 
 import argparse
