@@ -105,19 +105,21 @@ class PerToken(Factors):
     def reading(self, layers: Sequence[Layer]) -> Reading:
         """Returns the reading that sums `a aᵀ` and `g gᵀ` over counted positions.
 
-        The gradient is zero at every position that is not counted, by their definition,
-        so only the inputs need the mask.
+        Both are masked. A gradient is zero at positions that are not counted, but in a
+        table that is also looked up what stands in its place are the ids, one-hot.
         """
         own = {x.name: x for x in layers}
 
         def at(a_BxTxI, gs, given, counted):
             del given
             weight_BxT = _weights(a_BxTxI, counted, gs)
+            mask_BxTx1 = weight_BxT[..., None]
             first = own[next(iter(gs))]
             return {
-                "inputs": moments(a_BxTxI * weight_BxT[..., None], self.inputs(first)),
+                "inputs": moments(a_BxTxI * mask_BxTx1, self.inputs(first)),
                 "gradients": {
-                    k: moments(g, self.outputs(own[k])) for k, g in gs.items()
+                    k: moments(g * mask_BxTx1.astype(g.dtype), self.outputs(own[k]))
+                    for k, g in gs.items()
                 },
                 "positions": weight_BxT.sum(dtype=wide(a_BxTxI.dtype)),
             }

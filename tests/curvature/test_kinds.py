@@ -220,7 +220,10 @@ def test_embeddings_and_norms_have_the_exact_fisher_s_diagonal_too(name):
         np.testing.assert_allclose(block.lam_OxI, expected, atol=ROUNDING * scale)
 
 
-def test_a_tied_and_repeated_model_has_the_exact_fisher_s_diagonal():
+@cache
+def tied():
+    """Returns a model that looks up, repeats a matrix and ends in its first table."""
+
     def apply(params, tokens):
         x = params["embed"][tokens]
         for _ in range(2):
@@ -232,12 +235,35 @@ def test_a_tied_and_repeated_model_has_the_exact_fisher_s_diagonal():
         "embed": jax.random.normal(keys[0], (cases.V, 4), jnp.float64),
         "w": jax.random.normal(keys[1], (4, 4), jnp.float64),
     }
-    case = cases.Case(LanguageModel(apply), params, cases.texts(7))
+    return cases.Case(LanguageModel(apply), params, cases.texts(7))
+
+
+@pytest.mark.parametrize("factors", [PerToken(), PerSequence()])
+def test_a_tied_and_repeated_model_has_the_exact_fisher_s_diagonal(factors):
+    case = tied()
+    batches = case.examples.batches(3)
     curvature = influence.fit(
-        case.task, params, case.examples.batches(3), labels=Empirical()
+        case.task, case.params, batches, labels=Empirical(), factors=factors
     )
     assert {x.name for x in curvature.layers} == {"embed", "w"}
     grads = exact.gradients(case, curvature.layers)
     for k, block in curvature.blocks.items():
         expected = (jax.vmap(block.rotate)(grads[k]) ** 2).mean(0)
         np.testing.assert_allclose(block.lam_OxI, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("fit", [influence.fit, kfac])
+def test_padding_and_filled_up_rows_change_nothing_of_a_tied_model(fit):
+    # Where a table is looked up its ids are the layer's outputs, padding's included:
+    # batches of three repeat the first example of the last one twice.
+    case = tied()
+    found, expected = (
+        fit(case.task, case.params, case.examples.batches(n), labels=Empirical())
+        for n in (3, 7)
+    )
+    acts_alike(found, expected, 1e-9)
+    tokens, counts = (case.examples.inputs[k] for k in ("tokens", "counts"))
+    other = np.where(counts, tokens, 1)
+    padded = influence.Examples({"tokens": other, "counts": counts}, case.examples.ids)
+    found = fit(case.task, case.params, padded.batches(7), labels=Empirical())
+    acts_alike(found, expected, 1e-9)
