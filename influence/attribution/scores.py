@@ -126,7 +126,7 @@ def standard_error(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
       second: the same with the other half's.
 
     Raises:
-      ValueError: if they are not of the same sequences, dampings or numbers.
+      ValueError: if they differ in more than the sequences the curvature is fitted to.
 
     Example:
       >>> from influence.attribution.scores import standard_error
@@ -138,9 +138,13 @@ def standard_error(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
       >>> standard_error(*map(total, halves(examples.batches(5)))).dims
       ('query',)
     """
-    check_alike([first, second], ("damping", "n_train", "unit"))
-    if not first["train"].equals(second["train"]):
-        raise ValueError("The two scores are not of the same training sequences.")
+    check_alike(
+        [first, second],
+        ("layers", "solver", "damping", "curvature", "n_train", "unit"),
+    )
+    for axis in ("query", "train"):
+        if not np.array_equal(first[axis].values, second[axis].values):
+            raise ValueError(f"The two scores have different names along {axis!r}.")
     found = ((((first - second) / 2) ** 2).mean("train")) ** 0.5
     found.attrs = {**first.attrs, "of": "one standard error, from split halves"}
     return found.rename("standard_error")

@@ -157,5 +157,7 @@ def test_standard_errors_cover_what_endless_data_would_give():
     # Two standard errors cover 95 % of a normal error; 1920 scores, much alike within a
     # query, so that a fit more or less moves the rate by a few per cent.
     assert 0.85 < np.mean(inside) < 1
+    with pytest.raises(ValueError, match="different names along 'train'"):
+        standard_error(endless, endless[:, ::-1])
     with pytest.raises(ValueError, match="One batch can't be halved"):
         halves(influence.sequences(tokens).batches(240))
