@@ -12,10 +12,11 @@ from influence.attribution.forms import Dense, Factored, Plain, dense, factored
 from influence.attribution.measurements import contrast, mean
 from influence.attribution.scan import cheaper
 from influence.linalg.damping import Relative
-from influence.model.product import matrix
-from influence.model.task import Empirical, losses
+from influence.model.task import Empirical
+from influence.model.weight import matrix
 from influence.types import named_leaves, rows
 from tests import cases
+from tests.curvature import exact
 
 ROUNDING = 1e-9  # float64, after an inverse with a condition number of some thousands
 NAMES = ["raw-loop", "raw-scan-remat", "nnx-scan", "linen-loop", "linen-scan"]
@@ -36,24 +37,13 @@ def asked(name, bias=True, compress=None):
 def explicit(name, bias=True):
     """Returns `-(1/N) ∇fᵀ (G + damping)⁻¹ ∇L` of each matrix, by dense inverses."""
     case, curvature, measurements, _ = asked(name, bias)
-    (batch,) = case.examples.batches(len(case.examples))
-
-    def loss(params, row):
-        one = jax.tree.map(lambda x: x[None], row)
-        outputs = case.task.outputs(params, one.inputs)
-        return losses(case.task, outputs, case.task.labels(one.inputs), one).sum()
-
-    batch = jax.tree.map(jnp.asarray, batch)
-    train = named_leaves(
-        jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(case.params, batch)
-    )
+    train = exact.gradients(case, curvature.layers)
     queries = [named_leaves(jax.grad(f)(case.params)) for f in measurements.values()]
     found = np.zeros((len(queries), len(case.examples), len(rows(curvature.layers))))
     for k, (x, place, _) in enumerate(rows(curvature.layers)):
         block = curvature.dense()[x.name][place]
         damped = block + 0.1 * jnp.trace(block) / len(block) * jnp.eye(len(block))
-        g = jax.vmap(lambda leaves, x=x: matrix(x, leaves))(train)
-        g = g[(slice(None), *place)].reshape(len(case.examples), -1)
+        g = train[x.name][(slice(None), *place)].reshape(len(case.examples), -1)
         for q, leaves in enumerate(queries):
             h = jnp.linalg.solve(damped, matrix(x, leaves)[place].ravel())
             found[q, :, k] = -(g @ h) / len(case.examples)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from influence.model.product import matrix
 from influence.model.task import losses
+from influence.model.weight import matrix
 from influence.types import named_leaves
 from tests import cases
 

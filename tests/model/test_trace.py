@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import linen
 
-from influence.model.product import matrix
 from influence.model.reading import read
-from influence.model.task import Empirical, losses, read_loss
+from influence.model.task import Empirical, read_loss
 from influence.model.trace import select, trace
 from influence.types import named_leaves
 from tests import cases
+from tests.curvature import exact
 from tests.model.readings import FLOAT64, assert_read, everything, gradients, normal
 
 FLOAT32 = 2e-4  # the same in float32, through two blocks and a softmax
@@ -24,21 +24,6 @@ def read_all(case, layers):
         case.task, layers, gradients, Empirical(), case.params, batch, {}
     )
     return {name: x for group in found.values() for name, x in group.items()}
-
-
-def differentiate(case, layers):
-    """Returns the same by `vmap(grad)`, `[B, *stack, O, I]`."""
-    (batch,) = case.examples.batches(len(case.examples))
-
-    def loss(params, row):
-        one = jax.tree.map(lambda x: x[None], row)
-        outputs = case.task.outputs(params, one.inputs)
-        return losses(case.task, outputs, case.task.labels(one.inputs), one).sum()
-
-    batch = jax.tree.map(jnp.asarray, batch)
-    found = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(case.params, batch)
-    leaves = named_leaves(found)
-    return {x.name: jax.vmap(lambda y, x=x: matrix(x, y))(leaves) for x in layers}
 
 
 def program_of(case):
@@ -59,7 +44,7 @@ def test_readings_are_gradients_in_float32(name):
 
 def check_readings(case, tolerance):
     layers = everything(program_of(case))
-    read, expected = read_all(case, layers), differentiate(case, layers)
+    read, expected = read_all(case, layers), exact.gradients(case, layers)
     for x in layers:
         found = jnp.moveaxis(read[x.name], len(x.stack), 0)
         scale = float(jnp.abs(expected[x.name]).max())
