@@ -1,8 +1,8 @@
 """The forms a block of queries is kept in, and how large ones are made small.
 
 A query is a matrix per layer. Kept whole it is *dense*; as a truncated SVD it is
-*factored*, and a training token is scored without its gradient (Grosse et al. 2023,
-section 3.2.2); in a *joint* basis of all queries of a layer a training token is
+*factored*, and a training token is scored without its gradient (Grosse et al.
+2023); in a *joint* basis of all queries of a layer a training token is
 projected once for all of them.
 
 What to truncate: a score is `⟨h, DW⟩` and `DW` is large where there is much curvature,

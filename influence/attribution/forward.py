@@ -74,7 +74,6 @@ def fold(task: Task, params: Params, query: Query) -> Fold:
     """Returns the pass that computes minus the losses' derivatives, `[Q, N, T]`."""
     leaves = covered(params, query.layers)
     along = directions(query, leaves)
-
     read = partial(_read, task, params, leaves, along)
     return collected("scores, forward mode", read, axis=1)
 

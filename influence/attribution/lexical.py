@@ -3,8 +3,8 @@
     score(Q, D) = Σ_{t in Q} [t in D] · IDF(t),
     IDF(t) = log((N - n_t + 1/2) / (n_t + 1/2) + 1)
 
-with binary term presence and no length normalisation (Grosse et al. 2023, section
-3.2.1: with presence for frequency the saturation factor `(k₁ + 1) / (k₁ + 1)` is one).
+with binary term presence and no length normalisation (Grosse et al. 2023:
+with presence for frequency the saturation factor `(k₁ + 1) / (k₁ + 1)` is one).
 A term counts as often as the query has it; `n_t` is how many sequences contain it.
 """
 

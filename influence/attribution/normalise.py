@@ -14,7 +14,7 @@ from influence.attribution.scores import check_alike
 def relatif(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
     """Returns scores divided by the root of each sequence's influence on itself.
 
-    `ℓ`-RelatIF (Barshan et al. 2020, equation 9): the most influence for a bounded
+    `ℓ`-RelatIF (Barshan et al. 2020): the most influence for a bounded
     change of the model's predictions, so that outliers no longer top every ranking.
 
     Args:

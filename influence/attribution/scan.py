@@ -3,7 +3,7 @@
     score = -(1/N) Σ_layers ⟨h, DW⟩,   DW = Σ_t g_t a_tᵀ
 
 with `h` the query and `DW` the gradient of the sequence's loss (Grosse et al. 2023,
-equations 5 and 30): the change of the measurement, in its own unit, per added copy of
+equation 30): the change of the measurement, in its own unit, per added copy of
 the sequence.
 
 Several contractions give the same number. *Dense* forms `DW` and takes its inner

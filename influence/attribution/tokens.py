@@ -109,7 +109,7 @@ def concentrated(shares: xr.DataArray) -> xr.DataArray:
     """Returns which scores hang on so few tokens that they are probably spurious.
 
     `‖a‖₂ / ‖a‖₁ > 2/3` of the vector `a` of a sequence's shares: one token all but
-    alone (Grosse et al. 2023, section 5.2, who leave such sequences out of top lists).
+    alone (Grosse et al. 2023, who leave such sequences out of top lists).
 
     Args:
       shares: `(…, token)`.

@@ -4,10 +4,10 @@ Only their eigenvectors are used by EK-FAC: how much curvature there is along ea
 of eigenvectors is measured afterwards (`eigenvalues.py`). Two ways to choose them:
 
 * `PerToken`: `A = E[a aᵀ]`, `S = E[g gᵀ]`, every counted position a sample, as if
-  positions were independent (Martens & Grosse 2015; Grosse et al. 2023, section 2.3.2).
+  positions were independent (Martens & Grosse 2015; Grosse et al. 2023).
 * `PerSequence`: `A = E[DWᵀ DW]`, `S = E[DW DWᵀ]` with `DW` the gradient of a whole
   sequence, correlation between positions included: the factors of Shampoo (Gupta et al.
-  2018; as the basis of EK-FAC, Eschenhagen et al. 2025).
+  2018; with eigenvalues corrected, Eschenhagen et al. 2025).
 """
 
 import abc

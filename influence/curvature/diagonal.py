@@ -75,7 +75,7 @@ def identity(
     Args:
       task: the model and its loss.
       params: its parameters.
-      batches: the data, of which only the shapes of a batch are used.
+      batches: the data; looked at as for a fit, and then not needed.
       layers: a glob on the layers' names, or several.
 
     Raises:

@@ -1,7 +1,7 @@
 """How much curvature there is along each direction of a layer's eigenbasis.
 
 `Λ = E[(Q_Sᵀ DW Q_A)²]` with `DW` the gradient of one whole sequence: summed over its
-positions first, squared after (Grosse et al. 2023, section 2.3.2). That makes `Λ` the
+positions first, squared after (Grosse et al. 2023). That makes `Λ` the
 exact diagonal of the Fisher in this basis, correlation between positions included.
 Squaring position by position is the classic mistake.
 """

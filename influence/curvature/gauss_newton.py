@@ -8,7 +8,7 @@ the Fisher matrix, whatever the labels (Martens 2020). All layers together, no b
 left out; vectors are matrices `[Q, *stack, O, I]` by layer, as a curvature's are.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -18,15 +18,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from influence.linalg.contract import wide
+from influence.linalg.solvers import Operator
 from influence.model.tangents import Leaves, covered, derivatives, matrices, tangent
 from influence.model.task import Task, losses
 from influence.types import Batch, Layer, Params, with_leaves
 
 Matrices = Mapping[str, Array]
 """Matrices `[Q, *stack, O, I]` by layer."""
-
-Operator = Callable[[Any], Any]
-"""`v -> G v`, matrices by layer."""
 
 ROWS = 256
 """How many directions at a time are sent through the model to form a matrix."""

@@ -116,7 +116,7 @@ def implied(rate: float, steps: int, momentum: float = 0.0) -> Absolute:
 class FactoredTikhonov:
     """Damps both Kronecker factors, `(A + π √δ) ⊗ (S + √δ / π)`, `δ = factor · mean`.
 
-    With `π² = mean(λ_A) / mean(λ_S)` (Martens & Grosse 2015, section 6.3) the product
+    With `π² = mean(λ_A) / mean(λ_S)` (Martens & Grosse 2015) the product
     is `Λ + √factor (row means + column means) + δ`, which needs no factor of its own.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A matrix gradient `V_OxI` is a vector to this operator. In the eigenbasis it is
 `Q_Sᵀ V Q_A`, where the operator only scales entries, so that multiplying and solving
-cost four matrix products each (Grosse et al. 2023, arXiv 2308.03296, section 2.3; the
+cost four matrix products each (Grosse et al. 2023, arXiv 2308.03296; the
 eigenbasis and refitted eigenvalues are George et al. 2018, arXiv 1806.03884).
 
 Every array may stand behind stack axes, `lam_OxI` as `[*stack, O, I]`.

@@ -15,10 +15,10 @@ from jax import Array
 
 from influence.linalg.contract import contract
 from influence.model.jaxprs import aval
-from influence.model.product import matrix
 from influence.model.reading import Reading
 from influence.model.task import Empirical, Task, losses, read_loss
 from influence.model.trace import trace
+from influence.model.weight import matrix
 from influence.types import Batch, Batches, Layer, Params, named_leaves
 
 

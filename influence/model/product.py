@@ -18,7 +18,6 @@ from jax.extend.core import JaxprEqn
 from influence.model.jaxprs import aval
 from influence.model.use import MIXED, Use, example_axis, grown
 from influence.model.weight import Weight
-from influence.model.weight import matrix as matrix
 from influence.types import Step
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from influence.model import jaxprs
-from influence.model.product import matrix
+from influence.model.weight import matrix
 from influence.types import Layer, Params, named_leaves
 
 Leaves = dict[str, Array]
