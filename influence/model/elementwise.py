@@ -25,6 +25,12 @@ class Elementwise(Use):
 
     diagonal: ClassVar[tuple[bool, bool]] = (False, True)
 
+    reshaped: ClassVar[str]
+    """What is said of a parameter reshaped before such a use."""
+
+    constant: ClassVar[str]
+    """What is said of one combined with what is the same for every example."""
+
     @property
     def stack(self) -> tuple[int, ...]:
         """Returns `()`: one vector."""
@@ -70,6 +76,11 @@ class Scale(Elementwise):
     """What a parameter multiplies entry by entry: `left = g ⊙ x`."""
 
     kind: ClassVar[str] = "scale"
+    reshaped: ClassVar[str] = "reshaped before it is multiplied elementwise (`mul`)"
+    constant: ClassVar[str] = (
+        "multiplied elementwise by an array: apply a mask or the scale of a quantised "
+        "weight to the activation instead, before or after the product"
+    )
 
     def left(self, a: Array, g: Array) -> Array:
         """Returns the gradient of every entry at every position, `[B, T, O]`."""
@@ -85,6 +96,11 @@ class Shift(Elementwise):
     """What a parameter is added to entry by entry: `left = g`."""
 
     kind: ClassVar[str] = "shift"
+    reshaped: ClassVar[str] = "reshaped before it is added (`add`)"
+    constant: ClassVar[str] = (
+        "added to something that is the same for every example: write a merged "
+        "`x @ (W + A B)` as `x @ W + (x @ A) @ B`"
+    )
 
     def left(self, a: Array, g: Array) -> Array:
         """Returns the cotangent of the result as `[B, T, O]`."""
@@ -97,54 +113,30 @@ class Shift(Elementwise):
         return jnp.broadcast_to(a, aval(self.out).shape)
 
 
-def scale(
-    weight: Weight, eqn: JaxprEqn, twin: JaxprEqn, side: int, examples: int
-) -> Scale | str:
-    """Returns the scaling by a parameter, or why it is no layer.
+def elementwise(
+    kind: type[Scale] | type[Shift],
+    weight: Weight,
+    eqn: JaxprEqn,
+    twin: JaxprEqn,
+    side: int,
+    examples: int,
+) -> Elementwise | str:
+    """Returns the elementwise use of a parameter, or why it is no layer.
 
     Args:
+      kind: what the equation does.
       weight: the parameter.
-      eqn: the `mul`.
+      eqn: the equation.
       twin: the same equation of the program with twice the examples.
       side: which of its operands is the weight.
       examples: `B`.
     """
     if weight.axes is None:
-        return "reshaped before it is multiplied elementwise (`mul`)"
+        return kind.reshaped
     example = example_axis(eqn, twin, 1 - side)
     if isinstance(example, str):
-        return (
-            "multiplied elementwise by an array: apply a mask or the scale of a "
-            "quantised weight to the activation instead, before or after the product"
-            if not _grows(eqn, twin)
-            else example
-        )
-    return Scale(eqn, side, weight, example, examples)
-
-
-def shift(
-    weight: Weight, eqn: JaxprEqn, twin: JaxprEqn, side: int, examples: int
-) -> Shift | str:
-    """Returns the shift by a parameter, or why it is no layer.
-
-    Args:
-      weight: the parameter.
-      eqn: the `add`.
-      twin: the same equation of the program with twice the examples.
-      side: which of its operands is the weight.
-      examples: `B`.
-    """
-    if weight.axes is None:
-        return "reshaped before it is added (`add`)"
-    example = example_axis(eqn, twin, 1 - side)
-    if isinstance(example, str):
-        return (
-            "added to something that is the same for every example: write a merged "
-            "`x @ (W + A B)` as `x @ W + (x @ A) @ B`"
-            if not _grows(eqn, twin)
-            else example
-        )
-    return Shift(eqn, side, weight, example, examples)
+        return example if _grows(eqn, twin) else kind.constant
+    return kind(eqn, side, weight, example, examples)
 
 
 def _grows(eqn: JaxprEqn, twin: JaxprEqn) -> bool:

@@ -12,6 +12,7 @@ twice the examples: the axis that doubled is theirs.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from jax.extend.core import primitives as p
 
 from influence.model import jaxprs
 from influence.model.convolution import Convolution, convolution
-from influence.model.elementwise import Shift, scale, shift
+from influence.model.elementwise import Scale, Shift, elementwise
 from influence.model.jaxprs import aval
 from influence.model.lookup import lookup
 from influence.model.product import Product, product
@@ -52,8 +53,8 @@ COMBINED = {
     "dot_general": product,
     "conv_general_dilated": convolution,
     "gather": lookup,
-    "mul": scale,
-    "add": shift,
+    "mul": partial(elementwise, Scale),
+    "add": partial(elementwise, Shift),
 }
 """The equations that may use a parameter as a layer, and what tells whether they do."""
 
