@@ -18,7 +18,6 @@ from jax import Array
 
 from influence.attribution.forms import dense
 from influence.attribution.query import Query
-from influence.attribution.scores import labelled
 from influence.fold import Fold, Run, collected, run
 from influence.model.check import check_batches, check_params
 from influence.model.tangents import Leaves, covered, derivatives, tangent
@@ -60,14 +59,8 @@ def output_token_scores(
     """
     check_params(params)
     check_batches(task, params, batches)
-    values = run(fold(task, params, query), batches)[:, : len(batches.ids)]
-    dims = {
-        "query": list(query.names),
-        "train": list(batches.ids),
-        "token": range(values.shape[-1]),
-    }
-    n_train = len(batches.ids) if n_train is None else n_train
-    return labelled(values, dims, n_train, query.about, query.facts)
+    values = run(fold(task, params, query), batches)
+    return query.scores(values, batches.ids, n_train, token=range(values.shape[-1]))
 
 
 def fold(task: Task, params: Params, query: Query) -> Fold:

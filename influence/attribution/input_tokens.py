@@ -21,7 +21,6 @@ from jax import Array
 
 from influence.attribution.forward import directions
 from influence.attribution.query import Query
-from influence.attribution.scores import labelled
 from influence.fold import Run, collected, run
 from influence.model.check import check_batches, check_params
 from influence.model.edit import edited
@@ -71,14 +70,7 @@ def input_token_scores(
     along = directions(query, leaves)
     read = partial(_read, task, embedding, params, leaves, along)
     values = run(collected("input tokens", read, axis=1), batches)
-    values = values[:, : len(batches.ids)]
-    dims = {
-        "query": list(query.names),
-        "train": list(batches.ids),
-        "token": range(values.shape[-1]),
-    }
-    n_train = len(batches.ids) if n_train is None else n_train
-    return labelled(values, dims, n_train, query.about, query.facts)
+    return query.scores(values, batches.ids, n_train, token=range(values.shape[-1]))
 
 
 def _lookup(program: Program, embedding: str) -> Lookup:

@@ -7,7 +7,7 @@ log-probability, a contrast of two, the activation of a feature. Its gradient is
 `jax.grad`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jax import Array
 
 from influence.attribution.forms import Compress, Dense, Form, Reform
 from influence.attribution.measurements import Completion, Measurement, as_tree
+from influence.attribution.scores import labelled
 from influence.curvature.operator import Curvature, Gradients
 from influence.curvature.solvers import Eigenbasis, Solver
 from influence.linalg.solvers import dot
@@ -61,6 +63,26 @@ class Query:
     def in_form(self, form: Reform) -> "Query":
         """Returns the same queries, `dense` or `factored` in every layer."""
         return replace(self, forms={k: form(v) for k, v in self.forms.items()})
+
+    def scores(
+        self,
+        values: np.ndarray,
+        train: Sequence[str],
+        n_train: int | None,
+        **rest: Sequence[Any],
+    ) -> xr.DataArray:
+        """Returns scores `(query, train, …)` with what there is to say of them.
+
+        Args:
+          values: `[Q, N, …]`, not yet divided by the number of training sequences; rows
+            that fill up the last batch are left out.
+          train: the names of the sequences.
+          n_train: how many the model was trained on, if not those.
+          rest: of every further axis, its labels.
+        """
+        dims = {"query": list(self.names), "train": list(train), **rest}
+        n_train = len(train) if n_train is None else n_train
+        return labelled(values[:, : len(train)], dims, n_train, self.about, self.facts)
 
 
 def query(

@@ -8,7 +8,6 @@ of chosen pairs, and every sum over it is the score it splits.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from influence.curvature.operator import Curvature
 from influence.curvature.solvers import Eigenbasis, Solver
 from influence.linalg.contract import contract
 from influence.model.check import check_params
-from influence.model.reading import Reading
+from influence.model.reading import Reading, by_layer
 from influence.model.task import Empirical, LanguageModel, read_loss
 from influence.types import Batch, Inputs, Layer, Params
 
@@ -92,6 +91,5 @@ def _gradients(
 ) -> dict[str, Array]:
     """Returns each position's share of the gradient, axis `T` in front."""
     batch = Batch(inputs, jnp.zeros((1, 2), jnp.uint32), jnp.ones(1, bool))
-    read = read_loss(task, layers, READING, Empirical(), params, batch, {})
-    found: dict[str, Any] = {k: x for group in read.values() for k, x in group.items()}
+    found = by_layer(read_loss(task, layers, READING, Empirical(), params, batch, {}))
     return {x.name: jnp.moveaxis(found[x.name], len(x.stack), 0) for x in layers}

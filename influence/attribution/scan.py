@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from influence.attribution import forward
@@ -31,11 +30,11 @@ from influence.attribution.forms import (
     factored,
 )
 from influence.attribution.query import Query
-from influence.attribution.scores import Scores, labelled
+from influence.attribution.scores import Scores
 from influence.fold import Fold, Run, collected, run
 from influence.linalg.contract import contract
 from influence.model.check import check_batches, check_params
-from influence.model.reading import Reading
+from influence.model.reading import Reading, by_matrix
 from influence.model.task import Empirical, Task, read_loss
 from influence.types import Batch, Batches, Layer, Params, rows
 
@@ -83,7 +82,6 @@ def scan(
     """
     check_params(params)
     check_batches(task, params, batches)
-    n_train = len(batches.ids) if n_train is None else n_train
     if not by_layer and form is None and len(query.names) <= FORWARD:
         values = run(forward.fold(task, params, query), batches).sum(-1).T[..., None]
     elif form is None:
@@ -93,9 +91,8 @@ def scan(
     labels = [label for _, _, label in rows(query.layers)]
     if not by_layer:
         values, labels = values.sum(-1, keepdims=True), ["all"]
-    dims = {"query": list(query.names), "train": list(batches.ids), "layer": labels}
-    values = values[: len(batches.ids)].transpose(1, 0, 2)
-    return Scores(labelled(values, dims, n_train, query.about, query.facts))
+    values = values.transpose(1, 0, 2)
+    return Scores(query.scores(values, batches.ids, n_train, layer=labels))
 
 
 def _either(
@@ -179,11 +176,4 @@ def _read(
     for x in layers:
         given[x.reads][x.name] = forms[x.name]
     found = read_loss(task, layers, reading, Empirical(), params, batch, given)
-    flat = {name: x for group in found.values() for name, x in group.items()}
-    parts = [flat[x.name][place] for x, place, _ in rows(layers)]
-    if len({x.shape for x in parts}) > 1:
-        raise ValueError(
-            "The layers see different numbers of positions of a sequence, so their "
-            "tokens have no common axis. Query layers that see the same ones."
-        )
-    return -jnp.stack(parts, axis=-1)
+    return -by_matrix(layers, found)

@@ -20,7 +20,7 @@ from influence.curvature.operator import Curvature
 from influence.fold import Run, collected, run
 from influence.linalg.damping import Inverse, Relative
 from influence.model.check import check_batches, check_params
-from influence.model.reading import Reading
+from influence.model.reading import Reading, by_matrix
 from influence.model.task import Empirical, Task, read_loss
 from influence.types import Batch, Batches, Layer, Params, rows
 
@@ -118,6 +118,4 @@ def _read(
         _, outputs, scale = given.setdefault(x.reads, (block.inputs, {}, {}))
         outputs[x.name], scale[x.name] = block.outputs, scales[x.name]
     found = read_loss(task, layers, READING, Empirical(), params, batch, given)
-    flat = {name: x for group in found.values() for name, x in group.items()}
-    parts = [flat[x.name][place] for x, place, _ in rows(layers)]
-    return jnp.stack(parts, axis=-1)
+    return by_matrix(layers, found)

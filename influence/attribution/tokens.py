@@ -17,7 +17,6 @@ from jax import Array
 from influence.attribution.forms import Dense, Form, Projected, Reform
 from influence.attribution.query import Query
 from influence.attribution.scan import fold
-from influence.attribution.scores import labelled
 from influence.fold import Run, run
 from influence.linalg.contract import contract
 from influence.model.check import check_batches, check_params
@@ -68,17 +67,13 @@ def token_scores(
     check_batches(task, params, batches)
     query = query if form is None else query.in_form(form)
     values = run(fold(task, params, query, READING), batches)
-    values = values[: len(batches.ids)].transpose(2, 0, 3, 1)
-    dims: dict[str, Sequence[Any]] = {
-        "query": list(query.names),
-        "train": list(batches.ids),
-        "layer": [label for _, _, label in rows(query.layers)],
-        "token": range(values.shape[-1]),
-    }
-    if not by_layer:
+    values = values.transpose(2, 0, 3, 1)
+    rest: dict[str, Sequence[Any]] = {"token": range(values.shape[-1])}
+    if by_layer:
+        rest = {"layer": [label for _, _, label in rows(query.layers)], **rest}
+    else:
         values = values.sum(2)
-        del dims["layer"]
-    return labelled(values, dims, n_train, query.about, query.facts)
+    return query.scores(values, batches.ids, n_train, **rest)
 
 
 def _at(

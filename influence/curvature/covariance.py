@@ -14,7 +14,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,15 @@ class Factors(abc.ABC):
 
     blocks: int = 1
     widest: int = 16384
+
+    basis: ClassVar[str] = ""
+    """What to say of the eigenvectors behind the name of a curvature."""
+
+    @property
+    def about(self) -> str:
+        """Says what is not usual about the factors."""
+        cut = f", {self.blocks} blocks a factor" if self.blocks > 1 else ""
+        return self.basis + cut
 
     def __post_init__(self) -> None:
         """Raises for a number of blocks there can't be."""
@@ -137,6 +146,8 @@ class PerSequence(Factors):
       >>> influence.fit(task, params, batches, layers="block.*", factors=shampoo).method
       "EK-FAC, Shampoo's basis"
     """
+
+    basis: ClassVar[str] = ", Shampoo's basis"
 
     def grouped(self, layers: Sequence[Layer]) -> tuple[Layer, ...]:
         """Returns the layers, each with an input side of its own."""

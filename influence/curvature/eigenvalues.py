@@ -17,7 +17,7 @@ from jax import Array
 from influence.fold import Fold
 from influence.linalg.basis import Basis
 from influence.linalg.contract import contract, wide
-from influence.model.reading import Reading
+from influence.model.reading import Reading, by_layer
 from influence.model.task import Labels, Task, read_loss
 from influence.types import Batch, Layer, Params, named_leaves
 
@@ -147,8 +147,7 @@ def _update(
         for reads, group in names.items()
     }
     found = read_loss(task, layers, READING, labels, params, batch, given, passes=1)
-    flat = {name: x for group in found.values() for name, x in group.items()}
-    lam = jax.tree.map(lambda x, y: x + y.astype(x.dtype), lam, flat)
+    lam = jax.tree.map(lambda x, y: x + y.astype(x.dtype), lam, by_layer(found))
     return lam, sequences + batch.real_B.sum(dtype=jnp.uint32)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from influence.curvature import covariance, eigenvalues
 from influence.curvature.begin import begin, check_factor, check_moments
-from influence.curvature.covariance import Covariances, Factors, PerSequence, PerToken
+from influence.curvature.covariance import Covariances, Factors, PerToken
 from influence.curvature.eigenvalues import Bases
 from influence.curvature.operator import Curvature
 from influence.fold import Run, run
@@ -74,7 +74,7 @@ def fit(
         positions=max(found.positions.values()),
         sequences=lam.sequences,
         labels=str(labels),
-        method=_method(factors),
+        method=f"EK-FAC{factors.about}",
     )
 
 
@@ -92,9 +92,3 @@ def _bases(layers: Sequence[Layer], factors: Factors, found: Covariances) -> Bas
 def basis(moments: covariance.Moments, blocks: tuple[int, ...]) -> Basis:
     """Returns the eigenvectors of one side's second moments, block by block."""
     return Basis(tuple(eigen(x)[1] for x in moments) if blocks else ())
-
-
-def _method(factors: Factors) -> str:
-    basis = ", Shampoo's basis" if isinstance(factors, PerSequence) else ""
-    cut = f", {factors.blocks} blocks a factor" if factors.blocks > 1 else ""
-    return f"EK-FAC{basis}{cut}"

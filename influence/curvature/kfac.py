@@ -70,7 +70,7 @@ def kfac(
         positions=max(found.positions.values()),
         sequences=found.sequences,
         labels=str(labels),
-        method="K-FAC",
+        method=f"K-FAC{factors.about}",
     )
 
 

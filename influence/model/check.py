@@ -15,7 +15,7 @@ from jax import Array
 
 from influence.linalg.contract import contract
 from influence.model.jaxprs import aval
-from influence.model.reading import Reading
+from influence.model.reading import Reading, by_layer
 from influence.model.task import Empirical, Task, losses, read_loss
 from influence.model.trace import trace
 from influence.model.weight import matrix
@@ -132,7 +132,7 @@ def _read(
     found = read_loss(
         task, layers, Reading(_project), Empirical(), params, batch, given
     )
-    return {name: x for group in found.values() for name, x in group.items()}
+    return by_layer(found)
 
 
 @jax.jit(static_argnums=(0, 1))

@@ -27,7 +27,7 @@ from influence.model import jaxprs
 from influence.model.jaxprs import aval
 from influence.model.trace import Program
 from influence.model.use import Contribution, Use
-from influence.types import Inputs, Layer, Params
+from influence.types import Inputs, Layer, Params, rows
 
 
 class Reading(NamedTuple):
@@ -108,6 +108,29 @@ def read(
     cotangents = jax.vmap(back)(jnp.eye(len(value), dtype=value.dtype))
     found = jax.lax.map(one, *cotangents)
     return jax.tree.map(lambda x: x.mean(0), found)
+
+
+def by_layer(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what a reading made of each layer, out of the groups `read` returns."""
+    return {name: x for group in found.values() for name, x in group.items()}
+
+
+def by_matrix(
+    layers: Sequence[Layer], found: Mapping[str, Mapping[str, Array]]
+) -> Array:
+    """Returns what a reading made of every single matrix, in the order of `rows`, last.
+
+    Raises:
+      ValueError: if that differs in shape from layer to layer.
+    """
+    flat = by_layer(found)
+    parts = [flat[x.name][place] for x, place, _ in rows(layers)]
+    if len({x.shape for x in parts}) > 1:
+        raise ValueError(
+            "The layers see different numbers of positions of a sequence, so their "
+            "tokens have no common axis. Query layers that see the same ones."
+        )
+    return jnp.stack(parts, axis=-1)
 
 
 def _taps(

@@ -151,6 +151,7 @@ def test_a_side_too_wide_keeps_the_standard_basis():
 def test_a_curvature_says_what_it_was_fitted_by():
     for fit, options, said in (
         (kfac, {}, "K-FAC of"),
+        (kfac, {"factors": PerToken(blocks=2)}, "K-FAC, 2 blocks a factor of"),
         (identity, {}, "identity of"),
         (influence.fit, {"factors": PerSequence()}, "EK-FAC, Shampoo's basis of"),
     ):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from influence.linalg.contract import contract
-from influence.model.reading import Reading, read
+from influence.model.reading import Reading, by_layer, read
 from influence.model.trace import select, trace
 from influence.model.weight import matrix
 from influence.types import named_leaves
@@ -60,8 +60,8 @@ def assert_read(apply, params, x, tolerance=FLOAT64):
 
     leaves = named_leaves(jax.vmap(alone)(x))
     expected = {y.name: jax.vmap(lambda z, y=y: matrix(y, z))(leaves) for y in layers}
-    found = _flat(read_jitted(program, layers, gradients, loss, params, x))
-    summed = _flat(read_jitted(program, layers, squares, loss, params, x))
+    found = by_layer(read_jitted(program, layers, gradients, loss, params, x))
+    summed = by_layer(read_jitted(program, layers, squares, loss, params, x))
     for y in layers:
         d = np.asarray(expected[y.name])
         assert np.abs(d).max() > 0, f"{y.name} is told nothing by this example"
@@ -82,10 +82,6 @@ def read_jitted(program, layers, reading, loss, params, x):
         return read(program, layers, reading, loss, params, x, {})
 
     return jax.jit(run)(params, x)
-
-
-def _flat(found):
-    return {name: x for group in found.values() for name, x in group.items()}
 
 
 def normal(*shape, seed=0):

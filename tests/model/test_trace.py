@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen
 
-from influence.model.reading import read
+from influence.model.reading import by_layer, read
 from influence.model.task import Empirical, read_loss
 from influence.model.trace import select, trace
 from influence.types import named_leaves
@@ -23,7 +23,7 @@ def read_all(case, layers):
     found = jax.jit(read_loss, static_argnums=(0, 1, 2, 3))(
         case.task, layers, gradients, Empirical(), case.params, batch, {}
     )
-    return {name: x for group in found.values() for name, x in group.items()}
+    return by_layer(found)
 
 
 def program_of(case):
