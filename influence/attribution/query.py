@@ -18,11 +18,12 @@ import numpy as np
 import xarray as xr
 from jax import Array
 
-from influence.attribution.forms import Compress, Dense, Form, Reform
+from influence.attribution.forms import Compress, Compressed, Dense, Form, Reform
 from influence.attribution.measurements import Completion, Measurement, as_tree
 from influence.attribution.scores import labelled
 from influence.curvature.operator import Curvature, Gradients
 from influence.curvature.solvers import Eigenbasis, Solver
+from influence.linalg.kronecker import Kronecker
 from influence.linalg.solvers import dot
 from influence.model.check import check_params
 from influence.model.tangents import covered, matrices
@@ -124,7 +125,9 @@ def query(
         for name, measurement in measurements.items()
     ]
     values = tuple(value for value, _ in found)
-    gradients = jax.tree.map(lambda *each: jnp.stack(each), *(x for _, x in found))
+    # Layer by layer, each query's own freed: they may well be most of the memory.
+    each = [gradients for _, gradients in found]
+    gradients = {k: jnp.stack([x.pop(k) for x in each]) for k in list(each[0])}
     return solved(
         curvature, params, gradients, {"value": values}, measurements, solver, compress
     )
@@ -180,16 +183,26 @@ def _compressed(
         return {name: Dense(h) for name, h in behind.items()}, {}
     forms, energy, kept = {}, [], []
     for x in curvature.layers:
-        act = compress
-        for _ in x.stack:
-            act = jax.vmap(act)
-        found = act(curvature.blocks[x.name], behind[x.name])
+        found = _compress(
+            compress, len(x.stack), curvature.blocks[x.name], behind.pop(x.name)
+        )
         forms[x.name] = found.form
         stack = tuple(range(len(x.stack)))
         energy.append(found.energy_Q.sum(stack))
         kept.append(found.kept_Q.sum(stack))
     share = np.asarray(sum(kept) / sum(energy), float)
     return forms, {"energy_kept": tuple(share.tolist())}
+
+
+@jax.jit(static_argnums=(0, 1))
+def _compress(
+    compress: Compress, stack: int, block: Kronecker, h_QxOxI: Array
+) -> Compressed:
+    """Returns a layer's queries, compressed; the first axes are a stack."""
+    act = compress
+    for _ in range(stack):
+        act = jax.vmap(act)
+    return act(block, h_QxOxI)
 
 
 def _measured(

@@ -9,12 +9,15 @@ where the sequence acts, not which word it would miss.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import xarray as xr
 from jax import Array
 
-from influence.attribution.forms import Dense, Form, Projected, Reform
+from influence.attribution.forms import Dense, Factored, Form, Projected, Reform
 from influence.attribution.query import Query
 from influence.attribution.scan import fold
 from influence.fold import Run, run
@@ -23,6 +26,9 @@ from influence.model.check import check_batches, check_params
 from influence.model.reading import Reading
 from influence.model.task import Task
 from influence.types import Batches, Params, rows
+
+FACTORED = 8
+"""How many queries of low rank are taken at a time: alone they make thin products."""
 
 
 def token_scores(
@@ -83,18 +89,39 @@ def _at(
     del counted
 
     def score(g_BxTxO: Array, form: Form) -> Array:
-        if isinstance(form, Dense):
-            pulled = contract("bto,qoi->btqi", g_BxTxO, form.h_QxOxI)
-            return contract("btqi,bti->btq", pulled, a_BxTxI)
         if isinstance(form, Projected):
             left = contract("bto,or->btr", g_BxTxO, form.left_OxR)
             right = contract("bti,is->bts", a_BxTxI, form.right_IxR)
             return contract("btr,qrs,bts->btq", left, form.core_QxRxR, right)
-        left = contract("bto,qor->btqr", g_BxTxO, form.left_QxOxR)
-        right = contract("bti,qir->btqr", a_BxTxI, form.right_QxIxR)
-        return contract("btqr,btqr->btq", left, right)
+        # Query by query: what all of them make of every position is far larger than
+        # the queries, and no faster to come by.
+        if isinstance(form, Dense):
+            one, each = partial(_through_matrix, a_BxTxI, g_BxTxO), None
+        else:
+            one, each = partial(_through_factors, a_BxTxI, g_BxTxO), FACTORED
+        return jnp.moveaxis(jax.lax.map(one, form, batch_size=each), 0, -1)
 
     return {name: score(g, given[name]) for name, g in gs.items()}
+
+
+def _through_matrix(a_BxTxI: Array, g_BxTxO: Array, h: Dense) -> Array:
+    """Returns `g_tᵀ h a_t` of each position for one query, `[B, T]`.
+
+    As many multiplications either way, so the shorter side is where the two meet.
+    """
+    (h_OxI,) = h
+    if a_BxTxI.shape[-1] <= g_BxTxO.shape[-1]:
+        pulled = contract("bto,oi->bti", g_BxTxO, h_OxI)
+        return contract("bti,bti->bt", pulled, a_BxTxI)
+    pushed = contract("bti,oi->bto", a_BxTxI, h_OxI)
+    return contract("bto,bto->bt", g_BxTxO, pushed)
+
+
+def _through_factors(a_BxTxI: Array, g_BxTxO: Array, h: Factored) -> Array:
+    """Returns the same through a query's factors."""
+    left = contract("bto,or->btr", g_BxTxO, h.left_QxOxR)
+    right = contract("bti,ir->btr", a_BxTxI, h.right_QxIxR)
+    return contract("btr,btr->bt", left, right)
 
 
 READING = Reading(_at)

@@ -9,6 +9,7 @@ prints and is saved in the same way.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,9 @@ from jax import Array
 from influence.linalg.damping import Inverse, Relative
 from influence.linalg.kronecker import Kronecker
 from influence.types import Layer, rows
+
+TOGETHER = 8
+"""How many matrices a layer's operator acts on at a time."""
 
 Gradients = Mapping[str, Array]
 """A matrix gradient for each layer, `[..., *stack, O, I]`, by the layer's name."""
@@ -81,9 +85,10 @@ class Curvature:
           >>> back = curvature.multiply(x)["block.mix"] + 1.0 * x["block.mix"]
           >>> np.testing.assert_allclose(back, v["block.mix"], atol=1e-3)
         """
-        solve = partial(Kronecker.solve, inverse=inverse)
         self.check_inverse(inverse, gradients)
-        return {k: self._on(k, solve, v) for k, v in gradients.items()}
+        return {
+            k: self._on(k, Kronecker.solve, v, inverse) for k, v in gradients.items()
+        }
 
     def dense(self) -> dict[str, Array]:
         """Returns each layer's block, `[*stack, O·I, O·I]`: for tiny models.
@@ -95,7 +100,7 @@ class Curvature:
         return {name: block.dense() for name, block in self.blocks.items()}
 
     def _on(
-        self, name: str, act: Callable[[Kronecker, Array], Array], v: Array
+        self, name: str, act: Callable[..., Array], v: Array, *options: Any
     ) -> Array:
         block = self._block(name)
         shape = block.lam_OxI.shape
@@ -104,10 +109,8 @@ class Curvature:
                 f"The gradient of layer {name!r} has shape {v.shape}, which does not "
                 f"end in the layer's {shape}."
             )
-        on = partial(act, block)
-        for _ in range(v.ndim - len(shape)):
-            on = jax.vmap(on)
-        return on(v)
+        flat = _on_each(act, options, block, v.reshape(-1, *shape))
+        return flat.reshape(v.shape)
 
     def _block(self, name: str) -> Kronecker:
         if name not in self.blocks:
@@ -155,3 +158,18 @@ class Curvature:
             f"{self.positions} positions, labels {self.labels}"
         )
         return "\n".join([said, head, *lines])
+
+
+@jax.jit(static_argnums=(0, 1))
+def _on_each(
+    act: Callable[..., Array],
+    options: tuple[Any, ...],
+    block: Kronecker,
+    v_QxOxI: Array,
+) -> Array:
+    """Returns what a layer's operator makes of each matrix, some of them at a time.
+
+    What is in between is several times as large as they are: all of them at once may
+    be more than there is room for.
+    """
+    return jax.lax.map(lambda v: act(block, v, *options), v_QxOxI, batch_size=TOGETHER)
