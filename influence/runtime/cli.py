@@ -7,6 +7,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
+from influence.runtime.allocator import keep_memory
 from influence.runtime.demo import FAST, LARGE, SMALL
 from influence.runtime.demo import demo as run_demo
 
@@ -47,6 +48,7 @@ def version() -> None:
 
 def main() -> None:
     """Runs the command line."""
+    keep_memory()
     try:
         app.cli(prog="influence")
     except (ValueError, OSError) as error:
