@@ -22,6 +22,13 @@ from safetensors.numpy import load_file
 THREADS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What XLA's thread pool, PyTorch and the linear algebra libraries look at."""
 
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+}
+"""Memory once had is kept, as the engine's command line has it: for every contender."""
+
 
 class Job(NamedTuple):
     """What every contender works on.
@@ -204,7 +211,7 @@ class Contender:
         Raises:
           RuntimeError: if the contender can't start, with its own words.
         """
-        os.environ |= dict.fromkeys(THREADS, str(job.threads))
+        os.environ |= dict.fromkeys(THREADS, str(job.threads)) | ALLOCATOR
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(module, job, there))
