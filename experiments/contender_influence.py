@@ -1,6 +1,7 @@
 """This engine's stages, as something to time (`contender.py`)."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ class Engine:
         )
         self.asked = measurements(self.task, queries)
         self.labels, self.factors = influence.Sampled(), PerToken()
+        self.asking: Any = None
         patterns = [f"{name}.weight" for name in job.names()]
         first = next(iter(self.train.batches(1)))
         program = trace(self.task.outputs, self.params, first.inputs)
@@ -142,6 +144,7 @@ class Engine:
         self, asked: Mapping[str, Measurement], compress: Compress | None
     ) -> None:
         """Solves for queries, which later stages scan for."""
+        self.asking = None  # Two sets of them would be twice the memory.
         solver = influence.Eigenbasis(influence.Relative(self.job.damping))
         self.asking = jax.block_until_ready(
             influence.query(

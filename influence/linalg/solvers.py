@@ -116,8 +116,12 @@ def lissa(operators: Iterator[Operator], b: Vector, rate: float) -> Iterator[Ste
         x = add(x, rate * one_Q, r)
 
 
+@jax.jit
 def dot(x: Vector, y: Vector) -> Array:
-    """Returns the inner product of each right-hand side's vectors, `[Q]`."""
+    """Returns the inner product of each right-hand side's vectors, `[Q]`.
+
+    Compiled, so that what is multiplied is added up without being kept.
+    """
     parts = jax.tree.map(lambda x, y: (x * y).sum(tuple(range(1, x.ndim))), x, y)
     return jnp.stack(jax.tree.leaves(parts)).sum(0)
 
