@@ -54,6 +54,7 @@ PUBLIC = [
     "attribution.forms.Plain",
     "attribution.forward.output_token_scores",
     "attribution.input_tokens.input_token_scores",
+    "attribution.lexical.candidates",
     "attribution.measurements.Completion",
     "attribution.measurements.contrast",
     "attribution.measurements.mean",
