@@ -88,7 +88,9 @@ def _messages(value: list[Any]) -> list[Message]:
 
 
 def _tokens(value: list[Any] | np.ndarray) -> np.ndarray:
-    tokens = np.asarray(value)
+    # Of lists of unequal length there is no array of numbers.
+    lists = isinstance(value, list) and any(isinstance(x, list) for x in value)
+    tokens = np.asarray([] if lists else value)
     if tokens.dtype.kind not in "iu" or tokens.ndim != 1:
         raise ValueError(
             f"is a list that begins {value[:3]!r:.80}. A list has to be token ids, "

@@ -1,11 +1,12 @@
 """Packs a corpus: one walk over its documents, written as it goes, resumed if stopped.
 
-What is written grows chunk by chunk, each ending with a document. The manifest names a
-chunk, with its checksums, only when it is on the disk; whatever is behind the last one
-is cut off when packing goes on. So the files are the same to the byte however often it
-was stopped.
+What is written grows chunk by chunk, each ending with a document. A chunk gets its line
+in the list of chunks, with its checksums, only when it is on the disk; whatever is
+behind the last one is cut off when packing goes on. So the files are the same to the
+byte however often it was stopped.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ import numpy as np
 
 from influence.runtime.corpus.document import BEGINNING, Place, said
 from influence.runtime.corpus.packed import (
+    CHUNKS,
     FILES,
     PIECE,
     Packed,
@@ -33,6 +35,9 @@ from influence.runtime.corpus.source import Source, check_source, documents
 from influence.runtime.corpus.tokenizer import ModelTokenizer
 from influence.runtime.corpus.tokens import Tokens, packable, tokenised
 from influence.runtime.store import MANIFEST, Run
+
+TAIL = 4096
+"""More bytes than a line of the list of chunks has."""
 
 FIRST = 100
 """How many documents are looked at before packing, if to read all would be the pass."""
@@ -97,8 +102,9 @@ def pack(
     else:
         checked = _looked_at(source, tokenizer, plan)
         packages = {name: version(name) for name in ("influence", "tokenizers")}
-        about = {**begun, **checked, "packages": packages, "chunks": [], "done": False}
-        Run.create(run.folder, about)
+        Run.create(
+            run.folder, {**begun, **checked, "packages": packages, "done": False}
+        )
     if not run.manifest["done"]:
         totals = _write(run, source, tokenizer, plan, watch)
         _finish(run, source, totals)
@@ -173,34 +179,42 @@ def _write(
     watch: Callable[[Totals], object],
 ) -> Totals:
     """Packs what is not yet packed, and returns what then is."""
+    dtype = kinds(run.manifest["dtype"])[0]
     totals = committed = _committed(run)
     rows = documents(source, totals.last, skip_empty=plan.skip_empty)
     # Going on, the first document is the last that was packed.
     rows = islice(rows, int(totals.documents > 0), None)
-    dtype = kinds(run.manifest["dtype"])[0]
     with ExitStack() as stack:
-        files = [stack.enter_context(x) for x in _opened(run, totals)]
+        files = [stack.enter_context(x) for x in _opened(run, dtype, totals)]
         for document in tokenised(source, rows, tokenizer, plan):
             totals = _append(files, dtype, totals, document, plan)
             watch(totals)
             if totals.tokens - committed.tokens >= plan.chunk:
-                committed = _commit(run, files, committed, totals)
+                committed = _commit(run, files, dtype, committed, totals)
         if totals.documents > committed.documents:
-            _commit(run, files, committed, totals)
+            _commit(run, files, dtype, committed, totals)
     return totals
 
 
 def _committed(run: Run) -> Totals:
-    chunks = run.manifest["chunks"]
-    if not chunks:
+    """Returns what the last line of the list of chunks says; cuts off half a line."""
+    path = run.path(CHUNKS)
+    path.touch()
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        start = file.seek(max(0, end - TAIL))
+        *lines, torn = file.read().split(b"\n")
+        file.truncate(end - len(torn))
+    if start == end or not lines:
         return Totals()
-    found = Totals(**{k: chunks[-1][k] for k in Totals._fields})
+    found = json.loads(lines[-1])
+    found = Totals(**{k: found[k] for k in Totals._fields})
     return found._replace(last=Place(*found.last))
 
 
-def _opened(run: Run, totals: Totals) -> Iterator[BinaryIO]:
+def _opened(run: Run, dtype: np.dtype, totals: Totals) -> Iterator[BinaryIO]:
     """Yields the files, without what was written but not committed."""
-    for name, kind in zip(FILES, kinds(run.manifest["dtype"]), strict=True):
+    for name, kind in zip(FILES, kinds(dtype), strict=True):
         path = file_of(run, name)
         path.touch()
         committed = getattr(totals, name) * kind.itemsize
@@ -252,18 +266,21 @@ def _pieces(document: Tokens, cuts: list[Cut], first: int) -> np.ndarray:
     return found
 
 
-def _commit(run: Run, files: list[BinaryIO], before: Totals, totals: Totals) -> Totals:
-    """Names what was written since in the manifest, once it is on the disk."""
+def _commit(
+    run: Run, files: list[BinaryIO], dtype: np.dtype, before: Totals, totals: Totals
+) -> Totals:
+    """Writes the line of what was written since, once that is on the disk."""
     sums = {}
-    for file, name, kind in zip(
-        files, FILES, kinds(run.manifest["dtype"]), strict=True
-    ):
+    for file, name, kind in zip(files, FILES, kinds(dtype), strict=True):
         file.flush()
         os.fsync(file.fileno())
         start, stop = (getattr(x, name) * kind.itemsize for x in (before, totals))
         sums[name] = digest(file_of(run, name), start, stop)
-    chunk = {**totals._asdict(), "sha256": sums}
-    run.note(chunks=[*run.manifest["chunks"], chunk])
+    line = json.dumps({**totals._asdict(), "sha256": sums})
+    with run.path(CHUNKS).open("ab") as chunks:
+        chunks.write(f"{line}\n".encode())
+        chunks.flush()
+        os.fsync(chunks.fileno())
     return totals
 
 
@@ -282,7 +299,14 @@ def _finish(run: Run, source: Source, totals: Totals) -> None:
             f"There are no sequences in {source.name!r}: its {totals.documents} "
             "documents have one token each at most."
         )
-    run.note(sequences=sequences, left_out=totals.left_out + single, done=True)
+    run.note(
+        tokens=totals.tokens,
+        pieces=totals.pieces,
+        sequences=totals.sequences,
+        used=sequences,
+        left_out=totals.left_out + single,
+        done=True,
+    )
 
 
 def _last_length(run: Run, totals: Totals) -> int:

@@ -1,15 +1,17 @@
-"""A packed corpus: sequences of tokens in flat files, mapped into memory, never read.
+"""A packed corpus: sequences of tokens in flat files, mapped into memory, never loaded.
 
     tokens.bin     every token of every sequence, one behind the other
     pieces.bin     a record for each stretch of one document within one sequence
     sequences.bin  the first piece of each sequence
-    manifest.json  how it was made from what, and every chunk's checksums
+    chunks.jsonl   up to where all of them were whole, how often, with checksums
+    manifest.json  how they were made, from what
 
 A sequence's name is `corpus:row:offset`: the row its first token is from, and how many
 tokens of that row come before it.
 """
 
 import hashlib
+import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +39,7 @@ PIECE = np.dtype(
 """A piece on the disk: where its tokens are, and which part of which text it is."""
 
 FILES = ("tokens", "pieces", "sequences")
+CHUNKS = "chunks.jsonl"
 
 
 class Piece(NamedTuple):
@@ -62,7 +65,7 @@ class Packed:
     """The sequences of a packed corpus, all or some.
 
     Attributes:
-      folder: where it is.
+      run: the folder it is in.
       name: what its sequences' names begin with.
       context: `T`, the longest sequence.
       length: how many tokens there are.
@@ -78,7 +81,7 @@ class Packed:
       Piece(row=2, offset=0, tokens=1, start=0, stop=1)
     """
 
-    folder: Path
+    run: Run
     name: str
     context: int
     length: int
@@ -103,7 +106,8 @@ class Packed:
           >>> list(packed.take([2, 0]).ids)
           ['corpus:2:1', 'corpus:0:0']
         """
-        return replace(self, places=np.asarray(self.places)[np.asarray(places)])
+        found = np.fromiter((self.places[int(i)] for i in places), np.int64)
+        return replace(self, places=found)
 
     def place_of(self, id_: str) -> int:
         """Returns where a sequence is among these, from its name.
@@ -115,11 +119,13 @@ class Packed:
         if name == self.name and row.isdecimal() and offset.isdecimal():
             key = (int(row), int(offset))
             whole = range(len(self.firsts))
-            place = bisect_left(whole, key, key=lambda i: self._origin(i))
-            if place < len(whole) and self._origin(place) == key:
-                found = np.flatnonzero(np.asarray(self.places) == place)
-                if len(found):
-                    return int(found[0])
+            place = bisect_left(whole, key, key=self._origin)
+            found = place < len(whole) and self._origin(place) == key
+            if found and place in self.places:
+                places = self.places
+                if isinstance(places, range):
+                    return places.index(place)
+                return int(np.flatnonzero(np.asarray(places) == place)[0])
         raise KeyError(
             f"There is no sequence {id_!r} among these {len(self)} of {self.name!r}. "
             f"Names are like {self.ids[0]!r}."
@@ -294,20 +300,19 @@ def read_packed(folder: str | Path) -> Packed:
             f"The corpus in {folder} was not packed to its end. Pack it again: it goes "
             "on from where it was stopped."
         )
-    last = about["chunks"][-1]
     tokens, pieces, firsts = (
-        _mapped(run, name, kind, last[name])
+        _mapped(run, name, kind, about[name])
         for name, kind in zip(FILES, kinds(about["dtype"]), strict=True)
     )
     return Packed(
-        folder=run.folder,
+        run=run,
         name=about["name"],
         context=about["plan"]["context"],
-        length=last["tokens"],
+        length=about["tokens"],
         tokens=tokens,
         pieces=pieces,
         firsts=firsts,
-        places=range(about["sequences"]),
+        places=range(about["used"]),
     )
 
 
@@ -321,19 +326,24 @@ def check_packed(folder: str | Path) -> None:
       >>> from influence.runtime.corpus.packed import check_packed
       >>> check_packed(folder / "packed")
     """
-    run = Run(Path(folder))
-    about = run.manifest
-    before = dict.fromkeys(FILES, 0)
-    for chunk in about["chunks"]:
-        for name, kind in zip(FILES, kinds(about["dtype"]), strict=True):
-            start, stop = before[name] * kind.itemsize, chunk[name] * kind.itemsize
-            if digest(file_of(run, name), start, stop) != chunk["sha256"][name]:
-                raise ValueError(
-                    f"{file_of(run, name)} is damaged between byte {start} and {stop}: "
-                    "its checksum differs from the manifest's. Restore it, or delete "
-                    "the folder and pack again."
-                )
-        before = {name: chunk[name] for name in FILES}
+    run = read_packed(folder).run
+    dtype, before = run.manifest["dtype"], dict.fromkeys(FILES, 0)
+    with run.path(CHUNKS).open("rb") as lines:
+        for chunk in map(json.loads, lines):
+            for name, kind in zip(FILES, kinds(dtype), strict=True):
+                start, stop = before[name] * kind.itemsize, chunk[name] * kind.itemsize
+                if digest(file_of(run, name), start, stop) != chunk["sha256"][name]:
+                    raise ValueError(
+                        f"{file_of(run, name)} is damaged between byte {start} and "
+                        f"{stop}: its checksum differs from that in {CHUNKS}. Restore "
+                        "it, or delete the folder and pack again."
+                    )
+            before = chunk
+    if any(before[name] != run.manifest[name] for name in FILES):
+        raise ValueError(
+            f"{run.path(CHUNKS)} ends before the files do. Restore it, or delete the "
+            "folder and pack again."
+        )
 
 
 def file_of(run: Run, name: str) -> Path:
@@ -341,7 +351,7 @@ def file_of(run: Run, name: str) -> Path:
     return run.path(f"{name}.bin")
 
 
-def kinds(dtype: str) -> tuple[np.dtype, np.dtype, np.dtype]:
+def kinds(dtype: str | np.dtype) -> tuple[np.dtype, np.dtype, np.dtype]:
     """Returns what the files hold, in their order."""
     return np.dtype(dtype), PIECE, np.dtype("<i8")
 

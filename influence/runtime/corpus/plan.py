@@ -84,7 +84,7 @@ class Plan:
             )
         if self.separator is not None and not 0 <= self.separator < 2**32:
             raise ValueError(
-                f"The separator is a token id, from 0 on, or None; not {self.separator}."
+                f"The separator is a token id from 0 on, or None; not {self.separator}."
             )
         if self.chunk < 1:
             raise ValueError(f"A chunk has at least one token, not {self.chunk}.")
