@@ -34,10 +34,12 @@ class Terms(NamedTuple):
     Attributes:
       ids_M: every token id in any query, ascending.
       counts_MxQ: how often each query has it.
+      known: of each id up to the largest of them, whether it is one; then a False.
     """
 
     ids_M: np.ndarray
     counts_MxQ: np.ndarray
+    known: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,10 @@ def _terms(queries: Queries) -> Terms:
     ids = sorted({t for query in queries.values() for t in query})
     counts = [Counter(query) for query in queries.values()]
     table = np.array([[count[t] for count in counts] for t in ids], float)
-    return Terms(np.array(ids, np.int64), table.reshape(len(ids), len(counts)))
+    known = np.zeros(max(ids, default=-1) + 2, bool)
+    known[ids] = True
+    ids_M = np.array(ids, np.int64)
+    return Terms(ids_M, table.reshape(len(ids), len(counts)), known)
 
 
 def _weights(terms: Terms, documents_M: np.ndarray, sequences: int) -> np.ndarray:
@@ -219,7 +224,9 @@ def _present(terms: Terms, tokens: Iterable[Sequence[int] | np.ndarray]) -> csr_
     Sparse, because its product adds up each row's terms one by one and in their order,
     whatever other rows there are; a dense product's order depends on its size.
     """
-    rows = [np.intersect1d(terms.ids_M, np.asarray(x, np.int64)) for x in tokens]
+    last = len(terms.known) - 1
+    arrays = (np.asarray(x, np.int64) for x in tokens)
+    rows = [np.unique(x[terms.known[np.minimum(x, last)]]) for x in arrays]
     ends = np.cumsum([0, *map(len, rows)])
     columns = np.searchsorted(terms.ids_M, np.concatenate([*rows, np.zeros(0, int)]))
     shape = (len(rows), len(terms.ids_M))

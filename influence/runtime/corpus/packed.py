@@ -115,21 +115,15 @@ class Packed:
         Raises:
           KeyError: if it is not.
         """
-        name, row, offset = ([*id_.rsplit(":", 2)] + ["", ""])[:3]
-        if name == self.name and row.isdecimal() and offset.isdecimal():
-            key = (int(row), int(offset))
-            whole = range(len(self.firsts))
-            place = bisect_left(whole, key, key=self._origin)
-            found = place < len(whole) and self._origin(place) == key
-            if found and place in self.places:
-                places = self.places
-                if isinstance(places, range):
-                    return places.index(place)
-                return int(np.flatnonzero(np.asarray(places) == place)[0])
-        raise KeyError(
-            f"There is no sequence {id_!r} among these {len(self)} of {self.name!r}. "
-            f"Names are like {self.ids[0]!r}."
-        )
+        place, places = self._among_all(id_), self.places
+        if place is None or place not in places:
+            raise KeyError(
+                f"There is no sequence {id_!r} among these {len(self)} of "
+                f"{self.name!r}. Names are like {self.ids[0]!r}."
+            )
+        if isinstance(places, range):
+            return places.index(place)
+        return int(np.flatnonzero(np.asarray(places) == place)[0])
 
     def tokens_at(self, place: int) -> np.ndarray:
         """Returns the token ids of one sequence, without padding."""
@@ -175,6 +169,17 @@ class Packed:
     def numbers(self, place: int) -> range:
         """Returns which of the corpus's pieces a sequence is made of."""
         return range(*self._pieces_at(place))
+
+    def _among_all(self, id_: str) -> int | None:
+        """Returns where a sequence is among all of the corpus, from its name."""
+        name, *numbers = id_.rsplit(":", 2)
+        if name != self.name or len(numbers) < 2 or not "".join(numbers).isdecimal():
+            return None
+        key = (int(numbers[0] or -1), int(numbers[1] or -1))
+        place = bisect_left(range(len(self.firsts)), key, key=self._origin)
+        return (
+            place if place < len(self.firsts) and self._origin(place) == key else None
+        )
 
     def _pieces_at(self, place: int) -> tuple[int, int]:
         """Returns the first piece of a sequence, and that of the next."""

@@ -59,7 +59,7 @@ def write(folder: Path, name: str, column: str, values: list) -> Path:
         for i, x in enumerate(values):
             below = path / f"part{i // 4}"
             below.mkdir(parents=True, exist_ok=True)
-            (below / f"{i}.anything").write_bytes(x.encode())
+            (below / f"{i:02}.anything").write_bytes(x.encode())
     else:
         path.write_bytes(lines(rows))
     return path

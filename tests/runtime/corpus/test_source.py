@@ -54,7 +54,7 @@ def test_a_place_leads_back_to_its_row(tmp_path, name):
 def test_a_column_may_hold_token_ids_or_messages(tmp_path, name):
     ids = [[1, 2, 70000], [3]]
     source = open_source(write(tmp_path / "ids", name, "ids", ids), column="ids")
-    assert [x.tolist() for x in texts(source)] == ids
+    assert [np.asarray(x).tolist() for x in texts(source)] == ids
     assert check_source(source) == ("token ids", 2, 70000)
     talks = [
         [{"role": "user", "content": "Hi"}],
@@ -109,7 +109,7 @@ def test_the_fingerprint_is_of_the_data(tmp_path, name):
 def test_a_file_that_was_renamed_changes_a_folder_s_fingerprint(tmp_path):
     path = write(tmp_path, "folder", "text", TEXTS)
     before = open_source(path).fingerprint()
-    (path / "part0" / "0.anything").rename(path / "part0" / "00.anything")
+    (path / "part0" / "00.anything").rename(path / "part0" / "000.anything")
     assert open_source(path).fingerprint() != before
 
 
@@ -274,6 +274,6 @@ def test_a_row_that_is_gone_is_said_so(tmp_path):
         list(reread(source, [place]))
     folder = open_source(write(tmp_path, "folder", "text", TEXTS))
     *_, last = documents(folder)
-    (tmp_path / "folder" / "part0" / "0.anything").unlink()
+    (tmp_path / "folder" / "part0" / "00.anything").unlink()
     with pytest.raises(FileNotFoundError, match="no longer has a file number 8"):
         list(reread(folder, [last.place]))
