@@ -36,8 +36,7 @@ def crossing(params, tokens, segments=None):
     return attentive(params, tokens)
 
 
-@pytest.fixture(scope="module")
-def params():
+def random_params():
     shapes = {"embed": (V, D), "q": (D, D), "k": (D, D), "v": (D, D), "head": (D, V)}
     keys = jax.random.split(jax.random.key(0), len(shapes))
     return {
@@ -75,6 +74,13 @@ def filled(example):
 
 
 TASK = LanguageModel(attentive)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params()
+
+
 LONG = [x for x in DOCUMENTS if len(x) > 1]
 
 

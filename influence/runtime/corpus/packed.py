@@ -113,11 +113,11 @@ class Packed:
         """Returns where a sequence is among these, from its name.
 
         Raises:
-          KeyError: if it is not.
+          ValueError: if it is not.
         """
         place, places = self._among_all(id_), self.places
         if place is None or place not in places:
-            raise KeyError(
+            raise ValueError(
                 f"There is no sequence {id_!r} among these {len(self)} of "
                 f"{self.name!r}. Names are like {self.ids[0]!r}."
             )
@@ -134,7 +134,7 @@ class Packed:
         """Returns which parts of which documents a sequence is made of, in order.
 
         Raises:
-          KeyError: if there is no such sequence.
+          ValueError: if there is no such sequence.
         """
         first, stop = self._pieces_at(self.place_of(id_))
         return [self.piece(i) for i in range(first, stop)]

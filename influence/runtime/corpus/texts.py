@@ -32,8 +32,8 @@ def texts(
         token ids, which it decodes.
 
     Raises:
-      KeyError: if there is no sequence of that name.
-      ValueError: if what a piece says is not what it said when it was packed.
+      ValueError: if there is no sequence of some name, or a piece says something else
+        than when it was packed.
 
     Example:
       >>> from influence.runtime.corpus.texts import texts

@@ -11,7 +11,7 @@ from influence.runtime.corpus.plan import Plan
 from influence.runtime.corpus.source import Source, located
 from influence.runtime.corpus.tokenizer import ModelTokenizer
 
-GROUP = 1 << 16
+GROUP = 1 << 18
 """How many characters are turned into tokens at a time, by all processors."""
 
 

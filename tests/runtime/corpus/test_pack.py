@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
+from influence.runtime.corpus.hub import Streamed
 from influence.runtime.corpus.pack import pack
 from influence.runtime.corpus.packed import check_packed, read_packed
 from influence.runtime.corpus.plan import Plan, apart, joined
@@ -96,7 +98,7 @@ def test_names_are_where_sequences_begin(tmp_path, source, tokenizer, cuts, cont
         ]
         assert found == packed.tokens_at(place).tolist()
     for wrong in ("a:0", "b:0:0", "a:0:1", "a:99:0", "a:x:0", "a:-1:0", ""):
-        with pytest.raises(KeyError, match=f"There is no sequence '{wrong}' among"):
+        with pytest.raises(ValueError, match=f"There is no sequence '{wrong}' among"):
             packed.place_of(wrong)
 
 
@@ -110,6 +112,29 @@ def test_what_is_packed_does_not_depend_on_the_kind_of_file(
     found = pack(open_source(path, name="a"), tokenizer, tmp_path / "packed", plan)
     assert sequences(found) == sequences(expected)
     assert found.ids == expected.ids
+
+
+def test_a_stream_is_packed_without_walking_it_twice(tmp_path, source, tokenizer):
+    rows = Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
+    stream = Streamed("a", "text", "sha", rows, 1000)
+    plan = Plan(16, tokenizer.separator, chunk=20)
+    expected = pack(source, tokenizer, tmp_path / "expected", plan)
+    with pytest.raises(Stopped):
+        pack(stream, tokenizer, tmp_path / "packed", plan, watch=stopping(5))
+    found = pack(stream, tokenizer, tmp_path / "packed", plan)
+    assert sequences(found) == sequences(expected)
+    assert Run(tmp_path / "packed").manifest["documents"] is None
+    changed = Streamed("a", "text", "another", rows, 1000)
+    with pytest.raises(ValueError, match="The data of 'a' changed since"):
+        pack(changed, tokenizer, tmp_path / "packed", plan)
+
+
+def test_a_row_of_a_stream_that_is_no_good_is_named_when_it_comes(tmp_path, tokenizer):
+    texts = [*["good"] * 120, None]
+    rows = Dataset.from_dict({"text": texts}).to_iterable_dataset()
+    stream = Streamed("a", "text", "sha", rows, 1000)
+    with pytest.raises(ValueError, match="row 120 of 'a' .* 'text' is empty"):
+        pack(stream, tokenizer, tmp_path / "packed", Plan(8, tokenizer.separator))
 
 
 @pytest.mark.parametrize("name", TABLES)

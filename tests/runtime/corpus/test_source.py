@@ -11,7 +11,9 @@ import pytest
 import zstandard
 from datasets import Dataset, DatasetDict
 
+from influence.runtime.corpus.hub import Streamed
 from influence.runtime.corpus.source import (
+    LONGEST,
     check_source,
     documents,
     open_source,
@@ -247,6 +249,34 @@ def test_what_is_not_there_or_unknown_is_said(
         put(tmp_path / "mixed" / name, GOOD)
     with pytest.raises(error, match=said):
         open_source(place)
+
+
+def streamed(column="text"):
+    rows = Dataset.from_dict({"n": range(len(TEXTS)), "text": TEXTS})
+    return Streamed("owner/name", column, "sha", rows.to_iterable_dataset(), LONGEST)
+
+
+def test_a_stream_is_its_rows_from_any_of_them_on():
+    source = streamed()
+    whole = list(documents(source))
+    assert [x.content for x in whole] == TEXTS
+    assert list(documents(source, whole[5].place)) == whole[5:]
+    assert list(reread(source, [whole[i].place for i in (1, 8)])) == [
+        TEXTS[1],
+        TEXTS[8],
+    ]
+    assert source.fingerprint() == "sha"
+    assert source.where(whole[3].place) == "row 3 of 'owner/name' (at sha)"
+    with pytest.raises(
+        ValueError, match="'owner/name' has no column 'a'. There are 'n'"
+    ):
+        check_source(streamed("a"))
+
+
+def test_a_stream_is_looked_at_no_further_than_asked():
+    seen = []
+    assert check_source(streamed(), rows=3, look=seen.append).documents == 3
+    assert seen == TEXTS[:3]
 
 
 def test_a_dataset_that_can_t_be_reached_is_said_so():

@@ -61,7 +61,7 @@ def test_some_texts_are_read_in_whatever_order_they_are_asked_for(tmp_path, toke
     found = texts(packed, source, some)
     assert found == {name: whole[name] for name in some}
     assert list(found) == some[:3]
-    with pytest.raises(KeyError, match="There is no sequence 'a:0:1' among"):
+    with pytest.raises(ValueError, match="There is no sequence 'a:0:1' among"):
         texts(packed, source, ["a:0:1"])
 
 
