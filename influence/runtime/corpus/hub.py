@@ -73,6 +73,7 @@ class Streamed:
       name: what the ids of its sequences begin with.
       column: the column that is read.
       revision: the commit that is read, whatever is committed later.
+      part: which configuration and split of it.
       rows: the stream.
       longest: the longest document, in characters.
     """
@@ -80,6 +81,7 @@ class Streamed:
     name: str
     column: str
     revision: str
+    part: str
     rows: IterableDataset
     longest: int
     here: ClassVar[bool] = False
@@ -99,8 +101,8 @@ class Streamed:
             yield value
 
     def fingerprint(self) -> str:
-        """Returns the commit, which can't change."""
-        return self.revision
+        """Returns the commit, which can't change, and what is read of it."""
+        return f"{self.revision} {self.part}"
 
     def where(self, place: Place) -> str:
         """Returns how to tell a person where a row is."""
@@ -139,13 +141,15 @@ def open_streamed(
       FileNotFoundError: if there is none, or the hub can't be reached.
     """
     path, _, revision = name.partition("@")
+    split = split or "train"
     try:
         builder = load_dataset_builder(path, config, revision=revision or None)
-        rows = builder.as_streaming_dataset(split=split or "train")
+        rows = builder.as_streaming_dataset(split=split)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{name!r} is no file or folder here, and as a dataset it can't be opened: "
             f"{error}"
         ) from error
     assert isinstance(rows, IterableDataset)  # One split was asked for.
-    return Streamed(path, column, str(builder.hash), rows, longest)
+    part = f"{builder.config.name} {split}"
+    return Streamed(path, column, str(builder.hash), part, rows, longest)

@@ -265,8 +265,9 @@ def _streamed(
 
 def _saved(folder: Path) -> bool:
     """Returns whether a folder was written by `save_to_disk`."""
-    names = ("dataset_dict.json", "state.json")
-    return any((folder / name).is_file() for name in names)
+    one = ("state.json", "dataset_info.json")
+    several = (folder / "dataset_dict.json").is_file()
+    return several or all((folder / name).is_file() for name in one)
 
 
 def _known(path: Path, longest: int) -> Format | None:

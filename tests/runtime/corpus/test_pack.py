@@ -116,7 +116,7 @@ def test_what_is_packed_does_not_depend_on_the_kind_of_file(
 
 def test_a_stream_is_packed_without_walking_it_twice(tmp_path, source, tokenizer):
     rows = Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
-    stream = Streamed("a", "text", "sha", rows, 1000)
+    stream = Streamed("a", "text", "sha", "", rows, 1000)
     plan = Plan(16, tokenizer.separator, chunk=20)
     expected = pack(source, tokenizer, tmp_path / "expected", plan)
     with pytest.raises(Stopped):
@@ -124,7 +124,7 @@ def test_a_stream_is_packed_without_walking_it_twice(tmp_path, source, tokenizer
     found = pack(stream, tokenizer, tmp_path / "packed", plan)
     assert sequences(found) == sequences(expected)
     assert Run(tmp_path / "packed").manifest["documents"] is None
-    changed = Streamed("a", "text", "another", rows, 1000)
+    changed = Streamed("a", "text", "sha", "test", rows, 1000)
     with pytest.raises(ValueError, match="The data of 'a' changed since"):
         pack(changed, tokenizer, tmp_path / "packed", plan)
 
@@ -132,7 +132,7 @@ def test_a_stream_is_packed_without_walking_it_twice(tmp_path, source, tokenizer
 def test_a_row_of_a_stream_that_is_no_good_is_named_when_it_comes(tmp_path, tokenizer):
     texts = [*["good"] * 120, None]
     rows = Dataset.from_dict({"text": texts}).to_iterable_dataset()
-    stream = Streamed("a", "text", "sha", rows, 1000)
+    stream = Streamed("a", "text", "sha", "", rows, 1000)
     with pytest.raises(ValueError, match="row 120 of 'a' .* 'text' is empty"):
         pack(stream, tokenizer, tmp_path / "packed", Plan(8, tokenizer.separator))
 

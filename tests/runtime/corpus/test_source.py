@@ -253,7 +253,9 @@ def test_what_is_not_there_or_unknown_is_said(
 
 def streamed(column="text"):
     rows = Dataset.from_dict({"n": range(len(TEXTS)), "text": TEXTS})
-    return Streamed("owner/name", column, "sha", rows.to_iterable_dataset(), LONGEST)
+    return Streamed(
+        "owner/name", column, "sha", "all train", rows.to_iterable_dataset(), LONGEST
+    )
 
 
 def test_a_stream_is_its_rows_from_any_of_them_on():
@@ -265,7 +267,7 @@ def test_a_stream_is_its_rows_from_any_of_them_on():
         TEXTS[1],
         TEXTS[8],
     ]
-    assert source.fingerprint() == "sha"
+    assert source.fingerprint() == "sha all train"
     assert source.where(whole[3].place) == "row 3 of 'owner/name' (at sha)"
     with pytest.raises(
         ValueError, match="'owner/name' has no column 'a'. There are 'n'"
