@@ -7,7 +7,12 @@ import numpy as np
 from jax import Array
 
 from influence.curvature.covariance import Covariances
-from influence.model.check import check_batches, check_params, check_taps
+from influence.model.check import (
+    check_batches,
+    check_documents,
+    check_params,
+    check_taps,
+)
 from influence.model.task import Task
 from influence.model.trace import select, trace
 from influence.types import Batches, Layer, Params
@@ -20,12 +25,13 @@ def begin(
 
     Raises:
       ValueError: if a pattern matches no layer, a parameter is not finite, a batch is
-        not fit for the task, examples can't be told apart, or what is read of a layer
-        is not its gradient.
+        not fit for the task, documents of one row see each other, examples can't be
+        told apart, or what is read of a layer is not its gradient.
     """
     check_params(params)
     first = check_batches(task, params, batches)
     _check_count(len(batches.ids) * task.counted(first.inputs).shape[1])
+    check_documents(task, params, first)
     chosen = select(trace(task.outputs, params, first.inputs), layers)
     check_taps(task, chosen, params, first)
     return chosen

@@ -95,6 +95,41 @@ def check_taps(
                     _refuse(x, i, read, expected, norm[x.name])
 
 
+def check_documents(task: Task, params: Params, batch: Batch) -> None:
+    """Raises if what is in one document of a row changes another's outputs.
+
+    Looks at the first row that holds two documents: every token of the first is
+    exchanged, and the outputs in all others must stay what they were.
+
+    Raises:
+      ValueError: with the position and the size of the change.
+    """
+    if not isinstance(batch.inputs, Mapping) or "segments" not in batch.inputs:
+        return
+    segments = np.asarray(batch.inputs["segments"])
+    shared = np.flatnonzero((segments.max(1) > segments[:, 0]) & (segments[:, 0] > 0))
+    if not len(shared):
+        return
+    at = slice(shared[0], shared[0] + 1)
+    row = jax.tree.map(lambda x: jnp.asarray(x)[at], batch.inputs)
+    before = task.outputs(params, row)
+    tokens, first = row["tokens"], row["segments"] == row["segments"][:, :1]
+    others = jnp.where(first, (tokens + 1) % before.shape[-1], tokens)
+    after = task.outputs(params, {**row, "tokens": others})
+    change = jnp.where(first, 0, jnp.abs(after - before).max(-1))[0]
+    change = jnp.where(row["segments"][0] == 0, 0, change)
+    place = int(change.argmax())
+    # A mask leaves nothing but rounding, far below the square root of the precision.
+    if not change[place] <= jnp.finfo(before.dtype).eps ** 0.5 * jnp.abs(before).max():
+        raise ValueError(
+            f"The model lets documents of one row see each other: exchanging the first "
+            f"document's tokens changes the output at position {place}, in document "
+            f"{int(row['segments'][0, place])}, by {float(change[place]):.3g}. Let "
+            "`apply(params, tokens, segments)` mask attention between different "
+            "segments, or leave the segments out."
+        )
+
+
 Probes = Mapping[str, tuple[Array, Array]]
 """A random `u_O` and `w_I` for each layer, behind its stack."""
 

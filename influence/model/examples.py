@@ -49,7 +49,7 @@ class Examples:
         """Returns `N`."""
         return len(self.ids)
 
-    def take(self, places: Sequence[int]) -> "Examples":
+    def take(self, places: Sequence[int] | np.ndarray) -> "Examples":
         """Returns the examples at some places, in that order.
 
         Example:

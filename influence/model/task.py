@@ -83,8 +83,13 @@ class LanguageModel(Task):
     Inputs are `{"tokens": BxT, "counts": BxT}`, `counts` saying which tokens count as
     labels (never the first, which nothing predicts), as `sequences` makes them.
 
+    Rows of several documents have `"segments": BxT` as well: documents numbered from 1
+    on, padding 0. The model is given them, so that attention need not cross documents,
+    and no token of one document is a label of another.
+
     Attributes:
-      apply: `(params, tokens_BxT) -> logits_BxTxV`.
+      apply: `(params, tokens_BxT) -> logits_BxTxV`, or `(params, tokens, segments)` of
+        inputs that have segments.
       context: the longest sequence the model takes, if it has a limit.
 
     Example:
@@ -93,11 +98,13 @@ class LanguageModel(Task):
       (1, 3, 10)
     """
 
-    apply: Callable[[Params, Array], Array]
+    apply: Callable[..., Array]
     context: int | None = None
 
     def outputs(self, params: Params, inputs: Inputs) -> Array:
         """Returns logits, `[B, T, V]`."""
+        if "segments" in inputs:
+            return self.apply(params, inputs["tokens"], inputs["segments"])
         return self.apply(params, inputs["tokens"])
 
     def labels(self, inputs: Inputs) -> Array:
@@ -105,7 +112,12 @@ class LanguageModel(Task):
         return _next(inputs["tokens"])
 
     def counts(self, inputs: Inputs) -> Array:
-        """Returns whether the next token counts, `[B, T]`."""
+        """Returns whether the next token counts, `[B, T]`.
+
+        The first token of a document is no label of the one before it.
+        """
+        if "segments" in inputs:
+            return _next(inputs["counts"]) & ~_last(inputs["segments"])
         return _next(inputs["counts"])
 
     def loss(self, outputs: Array, labels: Array) -> Array:
@@ -120,12 +132,21 @@ class LanguageModel(Task):
         return draw(keys(keys_B, positions), outputs)
 
     def counted(self, inputs: Inputs) -> Array:
-        """Returns the positions at or before the last label that counts, `[B, T]`."""
-        after = self.counts(inputs).astype(jnp.int32)
-        return jax.lax.cumsum(after, axis=1, reverse=True) > 0
+        """Returns the positions at or before the last label that counts, `[B, T]`.
+
+        With segments, the last of the position's own document.
+        """
+        counts = self.counts(inputs).astype(jnp.int32)
+        left = jax.lax.cumsum(counts, axis=1, reverse=True)
+        if "segments" in inputs:
+            # Labels left at the end of a document are those of later ones; of all ends
+            # from a position on, its own document's has the most.
+            others = jnp.where(_last(inputs["segments"]), left - counts, 0)
+            left = left - jax.lax.cummax(others, axis=1, reverse=True)
+        return left > 0
 
     def check(self, inputs: Inputs, outputs: Any, ids: Sequence[str]) -> None:
-        """Raises for token ids outside the vocabulary and sequences beyond the context.
+        """Raises for ids outside the vocabulary, too long sequences, torn documents.
 
         Raises:
           ValueError: naming the sequence, the position and the numbers.
@@ -145,6 +166,8 @@ class LanguageModel(Task):
                 f"{place}, but the model's vocabulary has {vocabulary} ids, 0 to "
                 f"{vocabulary - 1}. Are tokenizer and model from the same place?"
             )
+        if "segments" in inputs:
+            _check_segments(inputs, ids)
 
 
 class Labels(Protocol):
@@ -287,6 +310,33 @@ def draw(keys: Array, logits: Array) -> Array:
     u = jax.vmap(lambda key: jax.random.uniform(key, dtype=p.dtype))(keys.ravel())
     below = p <= u.reshape(*keys.shape, 1) * p[..., -1:]
     return jnp.minimum(below.sum(-1), logits.shape[-1] - 1)
+
+
+def _check_segments(inputs: Inputs, ids: Sequence[str]) -> None:
+    segments, counts = (np.asarray(inputs[k]) for k in ("segments", "counts"))
+    before, after = segments[:, :-1], segments[:, 1:]
+    # Documents of one number must be one stretch, and padding the last.
+    torn = np.argwhere((after != 0) & ((before == 0) | (after < before)))
+    if len(torn):
+        row, place = torn[0]
+        raise ValueError(
+            f"Sequence {ids[row]!r} goes from document {segments[row, place]} to "
+            f"{segments[row, place + 1]} after position {place}. Number the documents "
+            "of a row from 1 on in their order; only the padding at its end is 0."
+        )
+    lost = np.argwhere(counts.astype(bool) & (segments == 0))
+    if len(lost):
+        row, place = lost[0]
+        raise ValueError(
+            f"Sequence {ids[row]!r} has a token that counts at position {place}, which "
+            "belongs to no document. Give it a document's number, or let it not count."
+        )
+
+
+def _last(segments_BxT: Array) -> Array:
+    """Returns which positions are the last of their document, `[B, T]`."""
+    ends = segments_BxT[:, 1:] != segments_BxT[:, :-1]
+    return jnp.pad(ends, ((0, 0), (0, 1)), constant_values=True)
 
 
 def _fold(key: Array, words: Array) -> Array:
