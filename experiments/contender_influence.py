@@ -13,10 +13,8 @@ from experiments.contender import Data, Job, Stage, Stages
 from experiments.reference import GPT, Counted, examples, measurements
 from influence.attribution.forms import Compress, Plain
 from influence.attribution.measurements import Measurement
-from influence.curvature import covariance, eigenvalues
+from influence.curvature import covariance, eigenvalues, eigenvectors
 from influence.curvature.covariance import PerToken
-from influence.curvature.eigenvalues import Bases
-from influence.curvature.ekfac import basis
 from influence.fold import run
 from influence.linalg.kronecker import Kronecker
 from influence.model.examples import InMemory
@@ -113,17 +111,9 @@ class Engine:
 
     def decompose(self) -> None:
         """Takes the covariances' eigenvectors."""
-        found = self.moments
-        inputs = {
-            x.reads: basis(found.inputs[x.reads], self.factors.inputs(x))
-            for x in self.layers
-            if x.reads == x.name
-        }
-        outputs = {
-            x.name: basis(found.gradients[x.name], self.factors.outputs(x))
-            for x in self.layers
-        }
-        self.bases = jax.block_until_ready(Bases(inputs, outputs))
+        fold = eigenvectors.fold(self.layers, self.factors, self.moments)
+        found = run(fold, eigenvectors.sides(self.layers))
+        self.bases = jax.block_until_ready(found)
 
     def eigenvalues(self, batches: InMemory) -> None:
         """Refits eigenvalues."""

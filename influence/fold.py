@@ -11,8 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from influence.types import Batch
-
 
 class Fold(NamedTuple):
     """Three pure functions that make one pass over data.
@@ -37,7 +35,7 @@ class Fold(NamedTuple):
 
     name: str
     init: Callable[[], Any]
-    update: Callable[[Any, Batch], Any]
+    update: Callable[[Any, Any], Any]
     finish: Callable[[Any], Any]
 
 

@@ -9,6 +9,7 @@ prediction mattered rather than the places where the update was made. No layer i
 from another. For one or two queries it is also the cheapest way to total scores.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -65,10 +66,13 @@ def output_token_scores(
 
 def fold(task: Task, params: Params, query: Query) -> Fold:
     """Returns the pass that computes minus the losses' derivatives, `[Q, N, T]`."""
+    return collected("scores, forward mode", reader(task, params, query), axis=1)
+
+
+def reader(task: Task, params: Params, query: Query) -> Callable[[Batch], Array]:
+    """Returns what the pass does with each batch: `batch -> [Q, B, T]`."""
     leaves = covered(params, query.layers)
-    along = directions(query, leaves)
-    read = partial(_read, task, params, leaves, along)
-    return collected("scores, forward mode", read, axis=1)
+    return partial(_read, task, params, leaves, directions(query, leaves))
 
 
 def directions(query: Query, leaves: Leaves) -> Leaves:

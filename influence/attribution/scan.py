@@ -13,7 +13,7 @@ product with each query; *factored*, for `h = Σ_r u_r v_rᵀ`, never forms it:
 query (`forward.py`), for one or two queries the cheapest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -82,17 +82,45 @@ def scan(
     """
     check_params(params)
     check_batches(task, params, batches)
-    if not by_layer and form is None and len(query.names) <= FORWARD:
-        values = run(forward.fold(task, params, query), batches).sum(-1).T[..., None]
-    elif form is None:
-        values = run(fold(task, params, query, CHEAPEST), batches)
-    else:
-        values = run(fold(task, params, query.in_form(form), AS_GIVEN), batches)
-    labels = [label for _, _, label in rows(query.layers)]
-    if not by_layer:
-        values, labels = values.sum(-1, keepdims=True), ["all"]
-    values = values.transpose(1, 0, 2)
+    read = reader(task, params, query, form=form, by_layer=by_layer)
+    values = run(collected("scores", read), batches).transpose(1, 0, 2)
+    labels = axis(query, by_layer=by_layer)
     return Scores(query.scores(values, batches.ids, n_train, layer=labels))
+
+
+def axis(query: Query, *, by_layer: bool) -> list[str]:
+    """Returns the labels of the axis of layers: every matrix, or all of them as one."""
+    return [label for _, _, label in rows(query.layers)] if by_layer else ["all"]
+
+
+def reader(
+    task: Task,
+    params: Params,
+    query: Query,
+    *,
+    form: Reform | None = None,
+    by_layer: bool = True,
+) -> Callable[[Batch], Array]:
+    """Returns what a scan does with each batch: `batch -> scores [B, Q, layers]`.
+
+    Not yet divided by the number of training sequences. For whoever keeps scores
+    elsewhere than in memory; `form` and `by_layer` are those of `scan`.
+
+    Example:
+      >>> from influence.attribution.scan import reader
+      >>> read = reader(task, params, query)
+      >>> read(next(iter(batches))).shape
+      (5, 1, 4)
+    """
+    if not by_layer and form is None and len(query.names) <= FORWARD:
+        along = forward.reader(task, params, query)
+        return lambda batch: along(batch).sum(-1).T[..., None]
+    if form is None:
+        each = partial(_read, task, query.layers, CHEAPEST, params, query.forms)
+    else:
+        forms = query.in_form(form).forms
+        each = partial(_read, task, query.layers, AS_GIVEN, params, forms)
+    return each if by_layer else lambda batch: each(batch).sum(-1, keepdims=True)
 
 
 def _either(

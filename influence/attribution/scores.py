@@ -85,7 +85,7 @@ class Scores:
           >>> ranking.query, [ranked.id for ranked in ranking]
           ('3 after 1, 2', ['up'])
         """
-        return self._rankings(k, -1)
+        return rankings(self.total, k)
 
     def bottom(self, k: int) -> Rankings:
         """Returns each query's `k` most negative sequences, the lowest first.
@@ -95,22 +95,30 @@ class Scores:
           >>> [(ranked.id, ranked.score < 0) for ranked in ranking]
           [('e', True)]
         """
-        return self._rankings(k, 1)
+        return rankings(self.total, k, lowest=True)
 
-    def _rankings(self, k: int, direction: int) -> Rankings:
-        total = self.total
-        order = np.argsort(direction * total.values, axis=1, kind="stable")[:, :k]
-        ids = total["train"].values
-        return Rankings(
-            Ranking(
-                str(name),
-                total.attrs["unit"],
-                tuple(Ranked(str(ids[i]), float(row[i])) for i in places),
-            )
-            for name, row, places in zip(
-                total["query"].values, total.values, order, strict=True
-            )
+
+def rankings(total: xr.DataArray, k: int, *, lowest: bool = False) -> Rankings:
+    """Returns each query's `k` most extreme sequences, the most extreme first.
+
+    Args:
+      total: `(query, train)`.
+      k: how many.
+      lowest: whether the most negative rather than the most positive.
+    """
+    values = total.values if lowest else -total.values
+    order = np.argsort(values, axis=1, kind="stable")[:, :k]
+    ids = total["train"].values
+    return Rankings(
+        Ranking(
+            str(name),
+            total.attrs["unit"],
+            tuple(Ranked(str(ids[i]), float(row[i])) for i in places),
         )
+        for name, row, places in zip(
+            total["query"].values, total.values, order, strict=True
+        )
+    )
 
 
 def standard_error(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
@@ -174,6 +182,11 @@ def check_alike(scores: Sequence[xr.DataArray], keys: Sequence[str] = SAME) -> N
             )
 
 
+def told(n_train: int, about: Iterable[tuple[str, str | int]]) -> dict[str, Any]:
+    """Returns what scores say of themselves: unit, sign, `n_train`, and the rest."""
+    return {"unit": UNIT, "sign": SIGN, "n_train": n_train, **dict(about)}
+
+
 def labelled(
     values: np.ndarray,
     dims: Mapping[str, Sequence[Any]],
@@ -190,7 +203,7 @@ def labelled(
       about: what else there is to say.
       facts: what there is to say of each query.
     """
-    attrs = {"unit": UNIT, "sign": SIGN, "n_train": n_train, **dict(about)}
+    attrs = told(n_train, about)
     coords = {**dims, **{name: ("query", list(x)) for name, x in facts}}
     return xr.DataArray(
         values / n_train, dims=list(dims), coords=coords, name="score", attrs=attrs

@@ -6,16 +6,14 @@ is refitted in their basis (George et al. 2018; for language models Grosse et al
 
 from collections.abc import Sequence
 
-from influence.curvature import covariance, eigenvalues
+from influence.curvature import covariance, eigenvalues, eigenvectors
 from influence.curvature.begin import begin, check_factor, check_moments
-from influence.curvature.covariance import Covariances, Factors, PerToken
-from influence.curvature.eigenvalues import Bases
+from influence.curvature.covariance import Factors, PerToken
 from influence.curvature.operator import Curvature
 from influence.fold import Run, run
-from influence.linalg.basis import Basis, eigen
 from influence.linalg.kronecker import Kronecker
 from influence.model.task import Labels, Sampled, Task
-from influence.types import Batches, Layer, Params
+from influence.types import Batches, Params
 
 
 def fit(
@@ -42,7 +40,8 @@ def fit(
       labels: where labels come from: the model itself, or `Empirical()`.
       factors: whose eigenvectors are used, `PerToken()` or `PerSequence()`, and into
         how many blocks they are cut.
-      run: carries out the passes.
+      run: carries out the passes, and between them one over the sides of layers, whose
+        eigenvectors are found.
 
     Raises:
       ValueError: if a pattern matches no layer, a parameter or statistic is not finite,
@@ -59,7 +58,7 @@ def fit(
     chosen = factors.grouped(begin(task, params, batches, layers))
     found = run(covariance.fold(task, params, chosen, labels, factors), batches)
     check_moments(chosen, found)
-    bases = _bases(chosen, factors, found)
+    bases = run(eigenvectors.fold(chosen, factors, found), eigenvectors.sides(chosen))
     lam = run(eigenvalues.fold(task, params, chosen, labels, bases), batches)
     for x in chosen:
         check_factor(x, "eigenvalues", lam.lam[x.name])
@@ -76,19 +75,3 @@ def fit(
         labels=str(labels),
         method=f"EK-FAC{factors.about}",
     )
-
-
-def _bases(layers: Sequence[Layer], factors: Factors, found: Covariances) -> Bases:
-    inputs = {}
-    for x in layers:
-        if x.reads not in inputs:
-            inputs[x.reads] = basis(found.inputs[x.reads], factors.inputs(x))
-    outputs = {
-        x.name: basis(found.gradients[x.name], factors.outputs(x)) for x in layers
-    }
-    return Bases(inputs, outputs)
-
-
-def basis(moments: covariance.Moments, blocks: tuple[int, ...]) -> Basis:
-    """Returns the eigenvectors of one side's second moments, block by block."""
-    return Basis(tuple(eigen(x)[1] for x in moments) if blocks else ())

@@ -54,7 +54,7 @@ class Curvature:
     """
 
     layers: tuple[Layer, ...]
-    blocks: dict[str, Kronecker]
+    blocks: Mapping[str, Kronecker]
     positions: int
     sequences: int
     labels: str
