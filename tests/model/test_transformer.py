@@ -1,6 +1,7 @@
 """One decoder, told apart by facts: each fact does what it says, exactly."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,13 @@ from influence.model.transformer import Apply, Decoder, attend, shapes
 from influence.types import named_leaves, with_leaves
 
 V, T = 11, 9
-SIZES = {"vocabulary": V, "context": 12, "width": 8, "hidden": 12, "heads": 4}
+SIZES: dict[str, Any] = {
+    "vocabulary": V,
+    "context": 12,
+    "width": 8,
+    "hidden": 12,
+    "heads": 4,
+}
 LORA = (Adapter("attention.query", 2, 0.5), Adapter("mlp.down", 3, 2.0))
 
 CONFIGS = {
@@ -204,7 +211,8 @@ def test_attention_is_what_its_formula_says():
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, T, heads, 6)) for heads in (config.heads, 2, 2))
     seen = np.asarray(view(jnp.arange(T)[None], None, 3, None, dtype="float64").seen)
-    found = attend(config, *map(jnp.asarray, (q, k, v)), jnp.asarray(seen))
+    q_, k_, v_ = (jnp.asarray(x) for x in (q, k, v))
+    found = attend(config, q_, k_, v_, jnp.asarray(seen))
     expected = np.zeros(q.shape)
     for b, t, h in np.ndindex(2, T, config.heads):
         group, back = h // 2, range(max(0, t - 2), t + 1)
@@ -250,7 +258,7 @@ def test_sites_are_named(name):
     sites: dict[str, list] = {}
     for eqn in jaxprs.equations(program.jaxpr):
         if eqn.primitive is p.name_p:
-            shape = eqn.outvars[0].aval.shape
+            shape = jaxprs.aval(eqn.outvars[0]).shape
             sites.setdefault(eqn.params["name"], []).append(shape)
     stream = [(2, T, 8)]
     assert sites.pop("attention_pattern") == [(2, 4, T, T)]
