@@ -59,8 +59,13 @@ WIDE = {**SHARED, "head_dim": 8}
 """Sizes of a tiny model; with shared keys and values; with heads wider than usual."""
 
 GPT2 = {"vocab_size": 40, "n_positions": 64, "n_embd": 12, "n_layer": 3, "n_head": 2}
-NEOX = {**SIZES, "num_attention_heads": 2}
-"""GPT-2's words for sizes; heads wide enough that a quarter of one turns."""
+NEOX = {
+    **SIZES,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+}
+"""GPT-2's words for sizes; heads so wide that a quarter of one turns at two speeds."""
 
 LLAMA3 = {
     "rope_type": "llama3",

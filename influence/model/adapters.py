@@ -1,14 +1,50 @@
-"""Low-rank adapters worked into the weights they stand beside."""
+"""Low-rank adapters put beside a decoder's weights, and worked into them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from influence.linalg.contract import contract
-from influence.model.config import FUSED, Config
+from influence.model.config import FUSED, Adapter, Config
 from influence.model.transformer import shapes
 from influence.types import Params, named_leaves, with_leaves
+
+
+def added(
+    config: Config, params: Params, adapters: Sequence[Adapter], key: Array
+) -> tuple[Config, Params]:
+    """Returns the decoder with new adapters beside its weights.
+
+    It computes what the other does until they are trained: `A` is random, `B` zero.
+
+    Args:
+      config: the decoder's facts.
+      params: its parameters.
+      adapters: those to add.
+      key: of the random factors.
+
+    Example:
+      >>> from influence.model import adapters
+      >>> from influence.model.config import Adapter
+      >>> wanted = [Adapter("mlp.down", rank=2, scale=1.0)]
+      >>> more, beside = adapters.added(config, weights, wanted, jax.random.key(0))
+      >>> beside["blocks"]["mlp"]["down"]["lora"]["a"].shape
+      (2, 24, 2)
+    """
+    wide = replace(config, adapters=(*config.adapters, *adapters))
+    leaves = dict(named_leaves(params))
+    kind = leaves["norm.scale"].dtype
+    for path, like in named_leaves(shapes(wide, kind)).items():
+        key, own = jax.random.split(key)
+        if path.endswith(".lora.a") and path not in leaves:
+            scale = like.shape[-2] ** -0.5
+            leaves[path] = scale * jax.random.normal(own, like.shape, kind)
+        elif path not in leaves:
+            leaves[path] = jnp.zeros(like.shape, kind)
+    return wide, with_leaves(shapes(wide, kind), leaves)
 
 
 def merged(config: Config, params: Params) -> tuple[Config, Params]:
@@ -16,6 +52,15 @@ def merged(config: Config, params: Params) -> tuple[Config, Params]:
 
     It computes what the other does. Its layers are fewer: in `W + A B` neither factor
     has a gradient of its own.
+
+    Example:
+      >>> from influence.model import adapters
+      >>> from influence.model.config import Adapter
+      >>> wanted = [Adapter("mlp.down", rank=2, scale=1.0)]
+      >>> more, beside = adapters.added(config, weights, wanted, jax.random.key(0))
+      >>> plain, same = adapters.merged(more, beside)
+      >>> plain == config
+      True
     """
     leaves = dict(named_leaves(params))
     for adapter in config.adapters:

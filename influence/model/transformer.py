@@ -328,7 +328,8 @@ class Decoder(nnx.Module):
             own = jax.tree.map(lambda y: y[which], views)
             return nnx.merge(block, params)(x, own), None
 
-        step = jax.checkpoint(step) if self.remat else step
+        # A scan's body is not merged with its backward pass: nothing to prevent.
+        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
         x, _ = jax.lax.scan(step, x, (params, jnp.asarray(self.config.view_L)))
         x = self.norm(checkpoint_name(x, "resid_final"))
         if self.head is None:

@@ -222,7 +222,7 @@ def save(folder: str | Path, loaded: Loaded, *, max_shard_bytes: int = SHARD) ->
       >>> model = checkpoints.as_llama(config, weights)
       >>> checkpoints.save(folder / "shards", model, max_shard_bytes=4096)
       >>> len([*(folder / "shards").glob("model-*.safetensors")])
-      3
+      6
     """
     if loaded.config.adapters:
         raise ValueError(
@@ -250,11 +250,12 @@ def save_adapter(folder: str | Path, loaded: Loaded) -> None:
 
     Args:
       folder: a new or empty one.
-      loaded: a decoder with adapters, as `adapt` gives it.
+      loaded: a decoder with adapters, from `adapt` or `influence.model.adapters.added`.
 
     Raises:
       FileExistsError: if there is something in the folder.
-      ValueError: if the decoder has no adapters.
+      ValueError: if the decoder has no adapters, or has some that PEFT's folders
+        can't hold together.
 
     Example:
       >>> from influence.runtime import checkpoints
@@ -262,12 +263,14 @@ def save_adapter(folder: str | Path, loaded: Loaded) -> None:
       >>> adapted = checkpoints.adapt(model, folder / "adapter")
       >>> checkpoints.save_adapter(folder / "trained", adapted)
     """
-    if not loaded.config.adapters or loaded.adapter is None:
+    if not loaded.config.adapters:
         raise ValueError("The decoder has no adapters. Save it whole with `save`.")
-    plan = peft.entries(family_of(loaded.words), loaded.config)
+    family = family_of(loaded.words)
+    plan = peft.entries(family, loaded.config)
+    words = loaded.adapter or peft.words_of(family, loaded.config, loaded.folder)
     with atomic(new(folder)) as temporary:
         temporary.mkdir(parents=True)
-        _write_json(temporary / PEFT, loaded.adapter)
+        _write_json(temporary / PEFT, words)
         _write(temporary, loaded, plan, peft.STEM, SHARD)
 
 

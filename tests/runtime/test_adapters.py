@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import influence
+from influence.model.adapters import added
+from influence.model.config import Adapter
 from influence.runtime import checkpoints
 from influence.types import named_leaves, with_leaves
 from tests.runtime import checkpoint_files as files
@@ -28,10 +31,10 @@ ADAPTED = {
     "gpt2": {f"transformer.h.{i}.attn.c_attn": (12, 36) for i in range(3)},
     "gpt_neox": {
         f"gpt_neox.layers.{i}.{name}": sizes
-        for i in range(3)
+        for i in range(2)
         for name, sizes in (
-            ("attention.query_key_value", (16, 48)),
-            ("mlp.dense_h_to_4h", (16, 20)),
+            ("attention.query_key_value", (32, 96)),
+            ("mlp.dense_h_to_4h", (32, 20)),
         )
     },
 }
@@ -173,3 +176,44 @@ def test_adapters_are_neither_stacked_nor_lost(tmp_path):
     again = checkpoints.adapt(checkpoints.merged(loaded), folder)
     assert again.config == loaded.config
     assert dataclasses.replace(again.config, adapters=()) == base.config
+
+
+@pytest.mark.parametrize("family", ADAPTED)
+def test_adapters_made_here_are_saved_as_peft_s(family, tmp_path):
+    base = checkpoints.load(files.GOLDEN / family)
+    layers = ("attention", "mlp.up") if family != "llama" else ("attention.key",)
+    wanted = [Adapter(x, rank=2, scale=0.5) for x in layers]
+    config, params = added(base.config, base.params, wanted, jax.random.key(0))
+    made = dataclasses.replace(base, config=config, params=params)
+    tokens, plain = files.expected(family)
+    found = jax.jit(made.apply)(params, jnp.asarray(tokens))
+    np.testing.assert_allclose(found, plain, atol=1e-4)
+    checkpoints.save_adapter(tmp_path / "adapter", made)
+    again = checkpoints.load(tmp_path / "adapter")
+    assert again.config == config
+    same(again.params, params)
+
+
+def test_adapters_of_several_ranks_are_not_saved_as_one(tmp_path):
+    base = checkpoints.load(files.GOLDEN / "llama")
+    wanted = [Adapter("attention.key", 2, 0.5), Adapter("mlp.up", 3, 0.5)]
+    config, params = added(base.config, base.params, wanted, jax.random.key(0))
+    made = dataclasses.replace(base, config=config, params=params)
+    with pytest.raises(ValueError, match="several ranks and scales"):
+        checkpoints.save_adapter(tmp_path / "adapter", made)
+
+
+def test_curvature_is_fitted_to_the_factors_alone(tmp_path):
+    folder = files.adapter(tmp_path / "adapter", LLAMA)
+    loaded = checkpoints.adapt(checkpoints.load(files.GOLDEN / "llama"), folder)
+    task = influence.LanguageModel(loaded.apply, loaded.config.context)
+    batches = influence.sequences([[1, 2, 3, 4], [5, 6, 7]]).batches(2)
+    fitted = influence.fit(task, loaded.params, batches, layers="*.lora.*")
+    assert [(x.name.removeprefix("blocks."), x.inputs) for x in fitted.layers] == [
+        ("attention.query.lora.a", 16),
+        ("attention.query.lora.b", 2),
+        ("attention.value.lora.a", 16),
+        ("attention.value.lora.b", 2),
+        ("mlp.down.lora.a", 20),
+        ("mlp.down.lora.b", 2),
+    ]

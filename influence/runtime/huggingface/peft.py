@@ -74,6 +74,35 @@ def adapters(
     return replace(config, adapters=tuple(Adapter(x, rank, scale) for x in layers))
 
 
+def words_of(family: Family, config: Config, base: Path | None) -> dict[str, Any]:
+    """Returns what PEFT's config would say of adapters that were made here.
+
+    Raises:
+      ValueError: if they are not of one rank and scale.
+    """
+    kinds = {(x.rank, x.scale) for x in config.adapters}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"The adapters have several ranks and scales, {sorted(kinds)}, and PEFT's "
+            "folders are written with one. Save the decoder with `save_orbax`."
+        )
+    ((rank, scale),) = kinds
+    named = {x.layer for x in config.adapters}
+    where = _modules(family, config)
+    modules = {k.rpartition(".")[2] for k, layer in where.items() if layer in named}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None if base is None else str(base.absolute()),
+        "r": rank,
+        "lora_alpha": rank * scale,
+        "target_modules": sorted(modules),
+        "fan_in_fan_out": family.kernel == layouts.AS_IS,
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
 def _check(words: Mapping[str, Any]) -> None:
     kind = words.get("peft_type")
     start = words.get("init_lora_weights", True)
