@@ -21,6 +21,12 @@ ACTIVATIONS = {
 FUSED = "attention"
 """The name of an adapter beside queries, keys and values at once."""
 
+ADAPTABLE = (
+    *(f"attention.{x}" for x in ("query", "key", "value", "out")),
+    *(f"mlp.{x}" for x in ("gate", "up", "down")),
+)
+"""The linear layers of a block, by the names adapters beside them have."""
+
 
 @dataclass(frozen=True)
 class Rotary:
@@ -154,6 +160,10 @@ class Config:
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+        self._check_attention()
+        self._check_names()
+
+    def _check_attention(self) -> None:
         if self.heads % self.groups:
             raise ValueError(
                 f"{self.heads} heads do not divide into {self.groups} groups that "
@@ -166,11 +176,20 @@ class Config:
                 "block whether it is local, and how far a local one sees."
             )
         for x in (self.rotary, self.local_rotary):
-            if x and (x.features % 2 or x.features > features):
+            if x and (x.features % 2 or x.features > self.features):
                 raise ValueError(
-                    f"{x.features} of a head's {features} features are to turn in "
+                    f"{x.features} of a head's {self.features} features are to turn in "
                     "pairs. Turn an even number of those there are."
                 )
+
+    def _check_names(self) -> None:
+        layers = [x.layer for x in self.adapters]
+        known = {FUSED, *ADAPTABLE} - ({"mlp.gate"} if not self.gated else set())
+        if len(set(layers)) < len(layers) or set(layers) - known:
+            raise ValueError(
+                f"Adapters stand beside {', '.join(layers)}. Name each once, of "
+                f"{', '.join(sorted(known))}."
+            )
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"{self.activation!r} is no known activation. Choose one of "

@@ -305,6 +305,9 @@ def test_equal_configs_are_equal_models():
             "4 of a head's 2 features are to turn in pairs",
         ),
         ({"activation": "mish"}, "'mish' is no known activation"),
+        ({"adapters": (*LORA, *LORA)}, "beside attention.query, mlp.down, attention.q"),
+        ({"adapters": (Adapter("mlp.dwon", 2, 1.0),)}, "beside mlp.dwon"),
+        ({"adapters": (Adapter("mlp.gate", 2, 1.0),), "gated": False}, "mlp.gate"),
     ],
 )
 def test_facts_that_do_not_fit_are_refused(facts, said):

@@ -15,7 +15,7 @@ from influence.model.config import FUSED as TOGETHER
 from influence.model.config import Adapter, Config
 from influence.model.transformer import shapes
 from influence.runtime.huggingface import layouts, tensors
-from influence.runtime.huggingface.families import ATTENTION, FUSED, Family
+from influence.runtime.huggingface.families import FUSED, Family
 from influence.runtime.huggingface.table import Entry
 from influence.runtime.huggingface.tensors import Stored
 from influence.types import named_leaves
@@ -118,17 +118,13 @@ def _check(words: Mapping[str, Any]) -> None:
 
 def _modules(family: Family, config: Config) -> dict[str, str]:
     """Returns the layer each of the family's adaptable modules is, block by block."""
+    leaves = named_leaves(shapes(config))
     return {
         theirs.format(i): ours.removeprefix("blocks.") if ours != FUSED else TOGETHER
         for ours, theirs in family.modules.items()
-        if f"{_first(ours)}.kernel" in named_leaves(shapes(config))
+        if ours == FUSED or ours.startswith("blocks.") and f"{ours}.kernel" in leaves
         for i in range(config.blocks)
-        if "{}" in theirs
     }
-
-
-def _first(ours: str) -> str:
-    return ATTENTION[0] if ours == FUSED else ours
 
 
 def entries(family: Family, config: Config) -> list[Entry]:

@@ -49,29 +49,27 @@ def entries(family: Family, config: Config) -> list[Entry]:
 
     Adapters are kept elsewhere and have no entries.
     """
-    found: list[Entry] = []
-    leaves = {
-        k: x for k, x in named_leaves(shapes(config)).items() if ".lora." not in k
-    }
+    leaves = named_leaves(shapes(config))
+    fused = ATTENTION if FUSED in family.modules else ()
+    found = []
     for path in leaves:
         module, _, word = path.rpartition(".")
-        layout = family.kernel if word == "kernel" else layouts.AS_IS
-        ours, theirs = (path,), family.modules.get(module)
-        if module == "head":
-            layout = layouts.TURNED  # a plain linear layer even where others are not
-        elif theirs is None and module == ATTENTION[0]:
-            ours = tuple(f"{x}.{word}" for x in ATTENTION)
-            layout, theirs = family.fused, family.modules[FUSED]
-        elif theirs is None:
+        if ".lora." in path or module in fused[1:]:
             continue
-        numbers = range(config.blocks) if module.startswith("blocks.") else [None]
-        cut = [
-            jax.ShapeDtypeStruct(leaves[x].shape[numbers[0] is not None :], "float32")
-            for x in ours
-        ]
-        shape = jax.eval_shape(partial(layout.join, config), cut).shape
-        name = f"{theirs}.{WORDS[word]}"
-        found += [Entry(name.format(i), ours, layout, i, shape) for i in numbers]
+        ours, theirs, layout = (path,), module, layouts.AS_IS
+        if module in fused:
+            theirs, layout = FUSED, family.fused
+            ours = tuple(f"{x}.{word}" for x in fused)
+        elif module == "head":
+            layout = layouts.TURNED  # a plain linear layer even where others are not
+        elif word == "kernel":
+            layout = family.kernel
+        stacked = module.startswith("blocks.")
+        parts = [leaves[x].update(shape=leaves[x].shape[stacked:]) for x in ours]
+        shape = jax.eval_shape(partial(layout.join, config), parts).shape
+        name = f"{family.modules[theirs]}.{WORDS[word]}"
+        for i in range(config.blocks) if stacked else [None]:
+            found.append(Entry(name.format(i), ours, layout, i, shape))
     return sorted(found, key=lambda x: (x.block is not None, x.block or 0))
 
 
