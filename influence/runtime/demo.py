@@ -29,10 +29,11 @@ from influence.attribution.scores import Scores
 from influence.attribution.tokens import token_scores
 from influence.curvature.ekfac import fit
 from influence.model import train
+from influence.model.config import Config
 from influence.model.continuation import Continuation, continuations, frequencies
 from influence.model.examples import Examples, prompted, sequences
 from influence.model.task import LanguageModel, Sampled
-from influence.model.transformer import Config, Decoder
+from influence.model.transformer import Apply, Decoder
 from influence.runtime import formats, store
 from influence.runtime.data import (
     Sequence,
@@ -244,12 +245,8 @@ def _best(
 
 def _model(size: Size, seed: int) -> tuple[LanguageModel, Params]:
     """Returns the decoder as a task, and the parameters training starts from."""
-    model, params = nnx.split(Decoder(size.config, rngs=nnx.Rngs(seed)))
-
-    def apply(params, tokens):
-        return nnx.merge(model, params)(tokens)
-
-    return LanguageModel(apply, size.config.context), params
+    _, params = nnx.split(Decoder(size.config, rngs=nnx.Rngs(seed)))
+    return LanguageModel(Apply(size.config), size.config.context), params
 
 
 def _train(

@@ -85,7 +85,7 @@ class Run:
         Raises:
           OSError: if it could not be written, naming it; nothing is left of it.
         """
-        with _atomic(self.path(name)) as temporary:
+        with atomic(self.path(name)) as temporary:
             writer(temporary)
         manifest = self.manifest
         manifest["artifacts"][name] = {"sha256": checksum(self.path(name))}
@@ -113,7 +113,7 @@ class Run:
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
-        with _atomic(self.path(MANIFEST)) as temporary:
+        with atomic(self.path(MANIFEST)) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
 
@@ -130,7 +130,7 @@ def checksum(path: Path) -> str:
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path that takes the place of `path` if all goes well.
 
     Raises:

@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
+from influence.model.config import Config
 from influence.model.train import Recipe
-from influence.model.transformer import Config
 from influence.runtime import formats
 from influence.runtime.demo import Size, demo
 
