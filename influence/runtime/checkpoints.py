@@ -118,6 +118,19 @@ def load(
     return Loaded(config, with_leaves(like, arrays), words, folder, tuple(ignore))
 
 
+def base_of(folder: Path) -> Path:
+    """Returns the folder of what an adapter is beside; of any other model its own.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if the adapter does not name its model.
+    """
+    if not (folder / PEFT).exists() or (folder / CONFIG).exists():
+        return folder
+    words = folders.read_json(folder / PEFT)
+    return folders.locate(_base(folder, words), words.get("revision"))
+
+
 def _base(folder: Path, words: Mapping[str, Any]) -> str | Path:
     """Returns where an adapter's base model is; a relative path may be from either."""
     name = words.get("base_model_name_or_path")

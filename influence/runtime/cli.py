@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -10,6 +10,11 @@ from rich.console import Console
 from influence.runtime.allocator import keep_memory
 from influence.runtime.demo import FAST, LARGE, SMALL
 from influence.runtime.demo import demo as run_demo
+from influence.runtime.run import asking, fitting, scanning, showing
+from influence.runtime.run.options import Fit, Query, Report, Scan, Show, Status
+
+Flat = tyro.conf.OmitArgPrefixes
+"""Options of a part of a record are named as those of the record are."""
 
 app = tyro.extras.SubcommandApp()
 
@@ -36,6 +41,43 @@ def demo(
         raise ValueError("--fast and --size large exclude each other. Choose one.")
     chosen = FAST if fast else {"small": SMALL, "large": LARGE}[size]
     run_demo(out, seed, chosen, Console())
+
+
+@app.command
+def fit(options: Annotated[Fit, tyro.conf.arg(name=""), Flat]) -> None:
+    """Fits the curvature of a model's loss on a corpus."""
+    fitting.fit(options, Console())
+
+
+@app.command
+def query(options: Annotated[Query, tyro.conf.arg(name=""), Flat]) -> None:
+    """Solves for what is asked: why does the model say this?"""
+    asking.query(options, Console())
+
+
+@app.command
+def scan(options: Annotated[Scan, tyro.conf.arg(name=""), Flat]) -> None:
+    """Scores every training sequence for everything that was asked."""
+    scanning.scan(options, Console())
+
+
+@app.command
+def show(options: Annotated[Show, tyro.conf.arg(name=""), Flat]) -> None:
+    """Prints the sequences that matter most, with their text."""
+    showing.show(options, Console())
+
+
+@app.command
+def report(options: Annotated[Report, tyro.conf.arg(name=""), Flat]) -> None:
+    """Writes a page about what was found."""
+    showing.report(options, Console())
+
+
+@app.command
+def status(options: Annotated[Status, tyro.conf.arg(name=""), Flat]) -> None:
+    """Says what a run has finished, what is stale and why, and what is damaged."""
+    if not showing.status(options, Console()):
+        sys.exit(1)
 
 
 @app.command

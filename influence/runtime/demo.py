@@ -148,7 +148,9 @@ def demo(out: Path, seed: int, size: Size, console: Console) -> store.Run:
     with driver.stage("queries"):
         queries = query(curvature, params, asked.measurements)
     scores = scan(task, params, queries, batches, run=driver.run)
-    places = [scores.layers.indexes["train"].get_loc(x) for x in page.shown(scores)]
+    places = [
+        scores.layers.indexes["train"].get_loc(x) for x in page.shown(scores.total)
+    ]
     shares = token_scores(
         task,
         params,
@@ -166,7 +168,8 @@ def demo(out: Path, seed: int, size: Size, console: Console) -> store.Run:
     findings = page.Findings(
         facts=_facts(corpus, size, params),
         questions=asked.questions,
-        scores=scores,
+        total=scores.total,
+        layers=scores.layers,
         pieces={x.id: x.pieces for x in corpus.sequences},
         shares=shares,
         check=found,

@@ -1,10 +1,11 @@
 """Carries out passes where a person can watch: a bar each, with rate and time left."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 from influence.fold import Fold
+from influence.runtime.saves import Saved, Saves
 from influence.types import Batch
 
 SYNC = 0.2
@@ -62,21 +64,61 @@ class Driver:
     console: Console = field(default_factory=Console)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def run(self, fold: Fold, batches: Any) -> Any:
-        """Carries out a fold, as a stage named after it."""
+    def run(self, fold: Fold, batches: Any, saves: Saves | None = None) -> Any:
+        """Carries out a fold, as a stage named after it.
+
+        Args:
+          fold: the pass.
+          batches: what it walks over.
+          saves: where it is saved as it goes, and from where it goes on if a process
+            that carried it out ended before.
+        """
         with self.stage(fold.name), self._bar(fold.name, batches) as advance:
-            # Batches are handed to the device faster than it computes them: only what
-            # it was waited for is shown as done.
-            state, handed, waited = fold.init(), 0, time.monotonic()
-            for batch in batches:
-                state, handed = fold.update(state, batch), handed + 1
-                if time.monotonic() - waited > SYNC:
-                    jax.block_until_ready(state)
-                    advance(handed)
-                    handed, waited = 0, time.monotonic()
-            jax.block_until_ready(state)
-            advance(handed)
+            begun = Saved(fold.init(), 0)
+            saved = (saves and saves.latest(begun.state)) or begun
+            advance(saved.done)
+            state = self._walk(fold, batches, saved, saves, advance)
             return jax.block_until_ready(fold.finish(state))
+
+    def _walk(
+        self,
+        fold: Fold,
+        batches: Any,
+        begun: Saved,
+        saves: Saves | None,
+        advance: Callable[[int], None],
+    ) -> Any:
+        """Returns the state after all batches; it was saved if saving was asked for."""
+        # Batches are handed to the device faster than it computes them: only what it
+        # was waited for is shown as done.
+        state, done, shown, waited = begun.state, begun.done, begun.done, 0.0
+        for batch in rest(batches, done):
+            state, done = fold.update(state, batch), done + 1
+            if time.monotonic() - waited > SYNC:
+                jax.block_until_ready(state)
+                advance(done - shown)
+                shown, waited = done, time.monotonic()
+                if saves and saves.due():
+                    saves.write(state, done)
+        jax.block_until_ready(state)
+        advance(done - shown)
+        if saves and done > begun.done:
+            saves.write(state, done)
+        return state
+
+    @contextmanager
+    def watched(self, name: str, batches: Any) -> Iterator[Callable[[int], None]]:
+        """Shows a stage that is carried out elsewhere; yields what tells its steps."""
+        with self.stage(name), self._bar(name, batches) as advance:
+            yield advance
+
+    def saving(self, saves: Callable[[str], Saves]) -> "Saving":
+        """Returns the same driver for folds that are saved as they go.
+
+        Args:
+          saves: where the fold of some name is.
+        """
+        return Saving(self, saves)
 
     def named(self, name: str) -> "Renamed":
         """Returns the same driver for a fold that is to be shown under another name."""
@@ -120,6 +162,25 @@ class Renamed:
         return self.driver.run(fold._replace(name=self.name), batches)
 
 
+@dataclass(frozen=True)
+class Saving:
+    """A driver that saves every fold as it goes."""
+
+    driver: Driver
+    saves: Callable[[str], Saves]
+
+    def __call__(self, fold: Fold, batches: Any) -> Any:
+        """Carries out a fold, from where it was last saved."""
+        return self.driver.run(fold, batches, self.saves(fold.name))
+
+
+def rest(batches: Any, done: int) -> Iterator[Any]:
+    """Returns what is left of some batches; those before it are not read if need be."""
+    return islice(iter(batches), done, None)
+
+
 def _size(batch: Any) -> int:
     """Returns how many sequences a batch or a chunk of training steps holds."""
-    return len(batch.real_B) if isinstance(batch, Batch) else int(np.size(batch))
+    if isinstance(batch, Batch):
+        return len(batch.real_B)
+    return batch.size if isinstance(batch, np.ndarray) else 1

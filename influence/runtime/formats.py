@@ -2,7 +2,9 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,18 @@ def write_json(value: Any) -> Writer:
       }
     """
     return write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Returns a value from JSON.
+
+    Example:
+      >>> from influence.runtime import formats
+      >>> _ = formats.write_json({"why": 3})(folder / "read.json")
+      >>> formats.read_json(folder / "read.json")
+      {'why': 3}
+    """
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_corpus(rows: Iterable[Mapping[str, Any]]) -> Writer:
@@ -130,34 +144,86 @@ def read_curvature(path: Path) -> Curvature:
       >>> formats.read_curvature(path).about
       'EK-FAC, labels Sampled(seed=0, draws=1)'
     """
-    with safe_open(path, framework="np") as file:
-        about = file.metadata()
-        names = file.keys()  # a method of the file; it is no mapping
-        arrays = {name: jnp.asarray(file.get_tensor(name)) for name in names}
-    layers = tuple(_layer(x) for x in json.loads(about["layers"]))
-    blocks = {
-        x.name: Kronecker(
-            _basis(arrays, "q_in", x.reads),
-            _basis(arrays, "q_out", x.name),
-            arrays[f"lam/{x.name}"],
-        )
-        for x in layers
+    curvature = open_curvature([path])
+    shared: dict[str, Basis] = {}
+    blocks = {}
+    for x in curvature.layers:
+        block = curvature.blocks[x.name]
+        blocks[x.name] = block._replace(inputs=shared.setdefault(x.reads, block.inputs))
+    return replace(curvature, blocks=blocks)
+
+
+def open_curvature(paths: Sequence[Path]) -> Curvature:
+    """Returns a curvature whose layers are read whenever they are needed, and not kept.
+
+    Args:
+      paths: safetensors, each with some of the layers.
+
+    Example:
+      >>> from influence.runtime import formats
+      >>> path = folder / "opened.safetensors"
+      >>> formats.write_curvature(curvature)(path)
+      >>> opened = formats.open_curvature([path])
+      >>> influence.query(opened, params, measurements).names
+      ('3 after 1, 2',)
+    """
+    about = [_about(path) for path in paths]
+    first, parts = about[0], [_layers(x["layers"]) for x in about]
+    files = {
+        x.name: (path, x) for path, part in zip(paths, parts, strict=True) for x in part
     }
     return Curvature(
-        layers,
-        blocks,
-        int(about["positions"]),
-        int(about["sequences"]),
-        about["labels"],
-        about["method"],
+        layers=tuple(x for part in parts for x in part),
+        blocks=Blocks(files),
+        positions=int(first["positions"]),
+        sequences=int(first["sequences"]),
+        labels=first["labels"],
+        method=first["method"],
     )
 
 
-def _basis(arrays: Mapping[str, Any], side: str, name: str) -> Basis:
-    blocks = []
-    while (q := arrays.get(f"{side}/{len(blocks)}/{name}")) is not None:
-        blocks.append(q)
-    return Basis(tuple(blocks))
+@dataclass(frozen=True)
+class Blocks(Mapping[str, Kronecker]):
+    """Layers' operators, each read from its file when it is asked for.
+
+    Attributes:
+      files: by layer, where it is.
+    """
+
+    files: Mapping[str, tuple[Path, Layer]]
+
+    def __getitem__(self, name: str) -> Kronecker:
+        """Returns one layer's operator."""
+        path, layer = self.files[name]
+        with safe_open(path, framework="np") as file:
+            names = set(file.keys())
+            return Kronecker(
+                _basis(file, names, "q_in", layer.reads),
+                _basis(file, names, "q_out", name),
+                jnp.asarray(file.get_tensor(f"lam/{name}")),
+            )
+
+    def __iter__(self) -> Iterator[str]:
+        """Walks the layers' names."""
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        """Returns how many layers there are."""
+        return len(self.files)
+
+
+def _about(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="np") as file:
+        return file.metadata()
+
+
+def _basis(file: Any, names: set[str], side: str, layer: str) -> Basis:
+    found = takewhile(names.__contains__, (f"{side}/{i}/{layer}" for i in count()))
+    return Basis(tuple(jnp.asarray(file.get_tensor(x)) for x in found))
+
+
+def _layers(said: str) -> tuple[Layer, ...]:
+    return tuple(_layer(x) for x in json.loads(said))
 
 
 FORMS = {x.__name__: x for x in (Dense, Factored, Projected)}

@@ -51,7 +51,7 @@ class Run:
             raise FileExistsError(f"{folder} is a file. Name a folder for the run.")
         if (
             folder.is_dir()
-            and any(folder.iterdir())
+            and any(not x.name.startswith(".") for x in folder.iterdir())
             and not run.path(MANIFEST).exists()
         ):
             raise FileExistsError(
@@ -85,6 +85,7 @@ class Run:
         Raises:
           OSError: if it could not be written, naming it; nothing is left of it.
         """
+        self.path(name).parent.mkdir(parents=True, exist_ok=True)
         with atomic(self.path(name)) as temporary:
             writer(temporary)
         manifest = self.manifest

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from influence.attribution.scores import Scores, labelled
+from influence.attribution.scores import Scores, labelled, rankings
 from influence.model.continuation import Continuation
 from influence.runtime.report import figures, page
 from influence.truth.removal import Check, Removal
@@ -24,7 +24,7 @@ def findings(text=HOSTILE, check=True):
     scores = Scores(
         labelled(rng.standard_normal((2, 40, 2)), dims, 40, [("damping", text)])
     )
-    shown = page.shown(scores)
+    shown = page.shown(scores.total)
     shares = labelled(
         rng.standard_normal((2, len(shown), 3)),
         {"query": names, "train": shown, "token": range(3)},
@@ -38,7 +38,8 @@ def findings(text=HOSTILE, check=True):
             name: page.Question(text, text, text, Continuation(-1.0, -9.0, True))
             for name in names
         },
-        scores=scores,
+        total=scores.total,
+        layers=scores.layers,
         pieces={x: [text, "\n", "é"] for x in ids},
         shares=shares,
         check=Check(
@@ -93,7 +94,7 @@ def test_a_page_needs_nothing_from_elsewhere():
 def test_a_page_shows_the_numbers():
     found = findings("text")
     html = page.render(found)
-    for ranking in found.scores.top(page.SHOWN):
+    for ranking in rankings(found.total, page.SHOWN):
         for x in ranking:
             assert x.id in html
             assert f"{x.score:+.3g}".replace("-", "−") in html

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from influence.attribution.scores import Ranked, Scores
+from influence.attribution.scores import Ranked, rankings
 from influence.model.continuation import Continuation
 from influence.runtime.report import figures
 from influence.truth.removal import Check
@@ -49,7 +49,8 @@ class Findings:
     Attributes:
       facts: about the run, `(what, value)`.
       questions: by query name.
-      scores: of all sequences.
+      total: `(query, train)`, of all sequences.
+      layers: `(query, train, layer)`, of those that are shown at least.
       pieces: each sequence's text, token by token, by id.
       shares: `(query, train, token)`, of the sequences that are shown.
       check: what retraining showed, if it was asked for.
@@ -57,7 +58,8 @@ class Findings:
 
     facts: Sequence[tuple[str, str]]
     questions: Mapping[str, Question]
-    scores: Scores
+    total: xr.DataArray
+    layers: xr.DataArray
     pieces: Mapping[str, Sequence[str]]
     shares: xr.DataArray
     check: Check | None
@@ -76,26 +78,27 @@ def render(findings: Findings) -> str:
         style=Markup(pages.get_template("page.css").render()),
         plotly=Markup(get_plotlyjs()),
         facts=findings.facts,
-        unit=findings.scores.layers.attrs["unit"],
+        unit=findings.total.attrs["unit"],
         queries=[_query(findings, name) for name in findings.questions],
         check=None if findings.check is None else _check(findings, findings.check),
     )
 
 
-def shown(scores: Scores) -> list[str]:
-    """Returns the ids of all sequences a page shows with their tokens."""
-    rankings = (*scores.top(SHOWN), *scores.bottom(SHOWN))
-    return list(dict.fromkeys(x.id for ranking in rankings for x in ranking))
+def shown(total: xr.DataArray, each: int = SHOWN) -> list[str]:
+    """Returns the ids of every query's `each` highest and lowest sequences."""
+    found = (*rankings(total, each), *rankings(total, each, lowest=True))
+    return list(dict.fromkeys(x.id for ranking in found for x in ranking))
 
 
 def _query(findings: Findings, name: str) -> dict:
     place = list(findings.questions).index(name)
-    total = findings.scores.total.sel(query=name).values
+    total = findings.total.sel(query=name).values
     shares = findings.shares.sel(query=name)
     limit = float(np.abs(shares).max()) or 1.0
-    tops, bottoms = findings.scores.top(COLUMNS)[place], findings.scores.bottom(COLUMNS)
-    columns = [x.id for x in (*tops, *reversed(tuple(bottoms[place])))]
-    layers = findings.scores.layers.sel(query=name, train=columns)
+    one = findings.total.isel(query=[place])
+    (tops,), (bottoms,) = rankings(one, COLUMNS), rankings(one, COLUMNS, lowest=True)
+    columns = [x.id for x in (*tops, *reversed(tuple(bottoms)))]
+    layers = findings.layers.sel(query=name, train=columns)
     raising = np.sort(total[total > 0])[::-1]
     first = max(1, round(0.01 * len(total)))
 
@@ -119,7 +122,7 @@ def _query(findings: Findings, name: str) -> dict:
         "name": name,
         "question": findings.questions[name],
         "raises": [sequence(x) for x in tuple(tops)[:SHOWN]],
-        "lowers": [sequence(x) for x in tuple(bottoms[place])[:SHOWN]],
+        "lowers": [sequence(x) for x in tuple(bottoms)[:SHOWN]],
         "heatmap": Markup(figures.heatmap(layers.transpose("layer", "train"))),
         "distribution": Markup(figures.distribution(total)),
         "top_share": float(raising[:first].sum() / raising.sum())
@@ -152,7 +155,7 @@ def _check(findings: Findings, check: Check) -> dict:
             for i, name in enumerate(check.queries)
         ],
         "removed": len(check.top.places),
-        "sequences": findings.scores.layers.sizes["train"],
+        "sequences": findings.total.sizes["train"],
         "same_sign": check.same_sign,
         "queries": len(check.queries),
         "rank_correlation": check.rank_correlation,

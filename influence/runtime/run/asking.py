@@ -1,0 +1,253 @@
+"""`influence query`: from questions to what is scanned for."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from influence.attribution.forms import Whitened
+from influence.attribution.measurements import Measurement, completions, contrast
+from influence.attribution.query import query as solve
+from influence.curvature.solvers import ConjugateGradients, Eigenbasis, Solver
+from influence.linalg.damping import Relative
+from influence.runtime import formats
+from influence.runtime.data import split
+from influence.runtime.driver import Driver
+from influence.runtime.models import Model
+from influence.runtime.run.fitting import curvature_of, fitted
+from influence.runtime.run.job import Corpus, Job, Models, sample
+from influence.runtime.run.ledger import Ledger, Stage, locked, opened
+from influence.runtime.run.options import Query, from_json
+
+QUESTIONS = "questions.json"
+
+DAMPING = {"ekfac": 0.1, "cg": 10.0}
+"""What each solver damps by if nothing is said, times the mean eigenvalue."""
+
+
+class Question(NamedTuple):
+    """What is asked: why does the model say this?
+
+    Attributes:
+      name: what it is called.
+      prompt: what comes before, as text or token ids.
+      completion: what the model says then.
+      instead: what it might have said; None to ask about the completion alone.
+    """
+
+    name: str
+    prompt: Any
+    completion: Any
+    instead: Any = None
+
+    def __str__(self) -> str:
+        """Returns the question as it is listed."""
+        instead = "" if self.instead is None else f", not {self.instead!r}"
+        return f"{self.name}: {self.prompt!r} → {self.completion!r}{instead}"
+
+
+def query(options: Query, console: Console, given: Models | None = None) -> Ledger:
+    """Solves for a run's questions, under all of its models.
+
+    Args:
+      options: what is asked, and how it is solved for.
+      console: where to show what happens.
+      given: models by role instead of opening them, as for `fit`.
+
+    Raises:
+      ValueError: if a question is not good enough, or the model changed since the fit.
+      FileNotFoundError: if the run has no curvature yet.
+    """
+    with locked(options.run):
+        ledger = opened(options.run)
+        job = opened_job(ledger, console, given)
+        asked = questions(options)
+        for role in job.roles:
+            model = job.model(role)
+            corpus = job.corpus(model, job.options.data)
+            files = fitted(job, role, model, corpus)
+            _Asking(job, role, model, corpus, files, options).all(asked)
+        rows = [x._asdict() for x in asked]
+        ledger.run.write(QUESTIONS, formats.write_json(rows))
+    return ledger
+
+
+def opened_job(ledger: Ledger, console: Console, given: Models | None) -> Job:
+    """Returns a run's job, as it was fitted.
+
+    Raises:
+      FileNotFoundError: if it was not.
+    """
+    said = ledger.run.manifest.get("fit")
+    folder = ledger.run.folder
+    if said is None:
+        raise FileNotFoundError(
+            f"The run in {folder} was not fitted. `influence fit {folder} --model … "
+            "--data …` begins one."
+        )
+    return Job(ledger, from_json(said, folder), given or {}, console, Driver(console))
+
+
+def questions(options: Query) -> list[Question]:
+    """Returns what is asked, from the command line and from a file.
+
+    Raises:
+      ValueError: if nothing is, or something is not good enough, naming it.
+    """
+    if len(options.prompt) != len(options.completion):
+        raise ValueError(
+            f"{len(options.prompt)} prompts and {len(options.completion)} completions "
+            "were given. Give each prompt its completion."
+        )
+    pairs = zip(options.prompt, options.completion, strict=True)
+    rows: list[Mapping[str, Any]] = [{"prompt": x, "completion": y} for x, y in pairs]
+    rows += _rows(options.queries) if options.queries else []
+    if not rows:
+        raise ValueError(
+            "Nothing is asked. Give --prompt and --completion, or a file of --queries."
+        )
+    found = [_question(i, row) for i, row in enumerate(rows, 1)]
+    names = [x.name for x in found]
+    if len(set(names)) < len(names):
+        twice = next(x for x in names if names.count(x) > 1)
+        raise ValueError(f"Two questions are called {twice!r}. Name them apart.")
+    return found
+
+
+def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file of queries at {path}.")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}, is no JSON: {error}.") from error
+        if not isinstance(row, dict) or not {"prompt", "completion"} <= row.keys():
+            raise ValueError(
+                f"{path}, line {number}, has no `prompt` and `completion`: {line[:80]}"
+            )
+        if odd := row.keys() - {*Question._fields}:
+            raise ValueError(
+                f"{path}, line {number}, says {', '.join(sorted(odd))}, which means "
+                f"nothing here. Known are {', '.join(Question._fields)}."
+            )
+        yield row
+
+
+def _question(number: int, row: Mapping[str, Any]) -> Question:
+    asked = Question(
+        str(row.get("name") or number),
+        row["prompt"],
+        row["completion"],
+        row.get("instead"),
+    )
+    for part in ("prompt", "completion"):
+        if not len(getattr(asked, part)):
+            raise ValueError(
+                f"The {part} of question {asked.name!r} is empty. A completion is "
+                "predicted from at least one token before it."
+            )
+    return asked
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """A run's questions under one of its models."""
+
+    job: Job
+    role: str
+    model: Model
+    corpus: Corpus
+    files: list[str]
+    options: Query
+
+    def all(self, asked: list[Question]) -> None:
+        """Solves for all questions, unless that was done."""
+        stage = self.stage(asked)
+        if self.job.ledger.finished(stage):
+            return
+        self.job.begin(stage)
+        curvature = curvature_of(self.job, self.files)
+        measured = self._measurements(asked)
+        rank = self.options.rank
+        with self.job.driver.stage(stage.name):
+            found = solve(
+                curvature,
+                self.model.params,
+                measured,
+                solver=self._solver(),
+                compress=None if rank is None else Whitened(rank),
+            )
+        self.job.ledger.run.write(queries_file(self.role), formats.write_query(found))
+        self.job.ledger.finish(stage)
+
+    def stage(self, asked: list[Question]) -> Stage:
+        """Returns the stage of the questions."""
+        options = asdict(self.options)
+        names = ("solver", "damping", "solve_on", "steps", "rank")
+        artifacts = self.job.ledger.run.manifest["artifacts"]
+        return Stage(
+            f"queries of {self.role}",
+            {
+                **self.job.common(self.model.digest),
+                "curvature": " ".join(artifacts[x]["sha256"] for x in self.files),
+                "questions": json.dumps([x._asdict() for x in asked]),
+                **{name: str(options[name]) for name in names},
+            },
+        )
+
+    def _solver(self) -> Solver:
+        """Returns the solver the options name."""
+        name, damping = self.options.solver, self.options.damping
+        damped = Relative(DAMPING[name] if damping is None else damping)
+        if name == "ekfac":
+            return Eigenbasis(damped)
+        chosen = sample(
+            self.corpus.packed, self.options.solve_on, self.job.options.seed
+        )
+        size = self.job.options.batch or self.job.noted(f"batch of {self.role}")["size"]
+        batches = self.job.batches(chosen, size)
+        return ConjugateGradients(
+            self.model.task, batches, damped, steps=self.options.steps
+        )
+
+    def _measurements(self, asked: list[Question]) -> dict[str, Measurement]:
+        whole = {x.name: tokens_of(self.model, x, x.completion) for x in asked}
+        others = {
+            x.name: tokens_of(self.model, x, x.instead) for x in asked if x.instead
+        }
+        found: dict[str, Measurement] = dict(completions(self.model.task, whole))
+        if others:
+            other = completions(self.model.task, others)
+            found |= {name: contrast(found[name], x) for name, x in other.items()}
+        return found
+
+
+def tokens_of(
+    model: Model, question: Question, completion: Any
+) -> tuple[list[int], list[int]]:
+    """Returns the token ids of a question's prompt and of a completion.
+
+    Raises:
+      ValueError: if there is no tokenizer and they are text, or a token reaches across
+        the end of the prompt.
+    """
+    if not isinstance(question.prompt, str):
+        return list(question.prompt), list(completion)
+    if model.tokenizer is None:
+        raise ValueError(
+            f"The model has no tokenizer, and question {question.name!r} is text. Ask "
+            "with lists of token ids, or put a tokenizer.json into the model's folder."
+        )
+    return split(model.tokenizer.tokenizer, question.prompt, completion)
+
+
+def queries_file(role: str) -> str:
+    """Returns the name of the artifact with a role's queries."""
+    return f"{role}/queries.safetensors"

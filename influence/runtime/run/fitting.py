@@ -1,0 +1,319 @@
+"""`influence fit`: from a model and a corpus to the curvature of its loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from influence.curvature import covariance
+from influence.curvature.covariance import PerSequence
+from influence.curvature.diagonal import diagonal, identity
+from influence.curvature.ekfac import fit as ekfac
+from influence.curvature.kfac import kfac
+from influence.curvature.operator import Curvature
+from influence.fold import Fold
+from influence.model.coverage import layers as coverage
+from influence.model.task import Sampled
+from influence.model.trace import select, trace
+from influence.runtime import formats
+from influence.runtime.corpus.packed import Packed, PackedBatches
+from influence.runtime.driver import Driver
+from influence.runtime.models import Model, parameters
+from influence.runtime.run.batching import (
+    SHARE,
+    Measured,
+    factor_bytes,
+    fastest,
+    free_bytes,
+    groups,
+    halving,
+    sizes,
+)
+from influence.runtime.run.job import (
+    BASE,
+    GB,
+    MODEL,
+    Corpus,
+    Job,
+    Models,
+    clock,
+    sample,
+)
+from influence.runtime.run.ledger import Ledger, Stage, begin, locked
+from influence.runtime.run.options import Fit, as_json
+from influence.types import Layer
+
+
+def shampoo(*args: Any, **options: Any) -> Curvature:
+    """Fits EK-FAC in Shampoo's basis."""
+    return ekfac(*args, factors=PerSequence(), **options)
+
+
+def products(*args: Any, **options: Any) -> Curvature:
+    """Returns no curvature; nothing is drawn, and no pass carried out."""
+    return identity(*args, layers=options["layers"])
+
+
+METHODS: Mapping[str, Callable[..., Curvature]] = {
+    "ekfac": ekfac,
+    "shampoo": shampoo,
+    "kfac": kfac,
+    "diagonal": diagonal,
+    "identity": products,
+}
+
+PASSES = {"ekfac": 2, "shampoo": 2, "kfac": 1, "diagonal": 1, "identity": 0}
+"""How often each method walks over the data."""
+
+
+def fit(options: Fit, console: Console, given: Models | None = None) -> Ledger:
+    r"""Fits the curvature of a run's models, or goes on with what was begun.
+
+    Args:
+      options: what is fitted, to what.
+      console: where to show what will be done, and what happens.
+      given: models by role, `model` and `base`, instead of opening them.
+
+    Raises:
+      ValueError: if model, corpus and options do not go together.
+      FileNotFoundError: if there is no model or corpus where the options say.
+      BlockingIOError: if another process is at work in the folder.
+
+    Example:
+      >>> from rich.console import Console
+      >>> from influence.runtime.run.fitting import fit
+      >>> from influence.runtime.models import given
+      >>> from influence.runtime.run.options import Data, Fit, Packing
+      >>> _ = (folder / "up.jsonl").write_text('{"text": [1, 2, 3]}\n' * 4)
+      >>> asked = Fit(
+      ...     folder / "fitted",
+      ...     model="my own",
+      ...     data=Data(str(folder / "up.jsonl")),
+      ...     packing=Packing(context=8, separator="none"),
+      ...     layers=("block.*",),
+      ... )
+      >>> own = given(apply, params, vocabulary=10, context=8)
+      >>> ledger = fit(asked, Console(quiet=True), {"model": own})
+      >>> sorted(ledger.stages)
+      ['corpus up', 'curvature of model']
+    """
+    with locked(options.run):
+        ledger = begin(options.run)
+        job = Job(ledger, options, given or {}, console, Driver(console))
+        model = job.model(MODEL)
+        corpus = job.pack(model, options.data)
+        ledger.run.note(fit=as_json(options))
+        _Fitting(job, MODEL, model, corpus).all_layers()
+        if BASE in job.roles:
+            base = job.model(BASE)
+            _check_base(model, base)
+            _Fitting(job, BASE, base, corpus).all_layers()
+    return ledger
+
+
+def _check_base(model: Model, base: Model) -> None:
+    """Raises if two models can't be asked the same questions."""
+    own, other = (x.tokenizer.sha256 if x.tokenizer else None for x in (model, base))
+    if own != other or model.vocabulary != base.vocabulary:
+        raise ValueError(
+            f"Model and base do not read alike: {model.vocabulary} and "
+            f"{base.vocabulary} token ids, tokenizers {'equal' * (own == other)}"
+            f"{'different' * (own != other)}. Scores of both need the same tokens."
+        )
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """The fit of one model of a run."""
+
+    job: Job
+    role: str
+    model: Model
+    corpus: Corpus
+
+    @property
+    def examples(self) -> Packed:
+        """Returns the sequences it is fitted to."""
+        options = self.job.options
+        return sample(self.corpus.packed, options.samples, options.seed)
+
+    @property
+    def labels(self) -> Sampled:
+        """Returns where labels come from."""
+        return Sampled(self.job.options.seed, self.job.options.draws)
+
+    def batches(self, size: int) -> PackedBatches:
+        """Returns the sequences in batches."""
+        return self.job.batches(self.examples, size)
+
+    def all_layers(self) -> None:
+        """Fits all layers, in as many groups as there have to be."""
+        first = next(iter(self.batches(1)))
+        program = trace(self.model.task.outputs, self.model.params, first.inputs)
+        chosen = select(program, self.model.patterns(self.job.options.layers))
+        limit = self._limit()
+        parts = groups(chosen, limit)
+        batch = self._batch(parts[0])
+        self.job.show(f"fit {self.role}", self._plan(parts, limit, batch))
+
+        def every_part(size: int) -> list[str]:
+            return [
+                self._part(group, number if len(parts) > 1 else 0, size)
+                for number, group in enumerate(parts, 1)
+            ]
+
+        files = halving(every_part, batch.size, self._smaller)
+        self.job.note(f"curvature of {self.role}", files=files)
+
+    def _part(self, group: tuple[Layer, ...], number: int, size: int) -> str:
+        """Fits a group of layers unless that was done; returns the file it is in."""
+        part = f" {number}" if number else ""
+        name = f"{self.role}/curvature{part.replace(' ', '-')}.safetensors"
+        stage = self._stage(group, part, size)
+        if not self.job.ledger.finished(stage):
+            self.job.begin(stage)
+            curvature = METHODS[self.job.options.method](
+                self.model.task,
+                self.model.params,
+                self.batches(size),
+                layers=patterns(group),
+                labels=self.labels,
+                run=self._run(stage, part),
+            )
+            self.job.ledger.run.write(name, formats.write_curvature(curvature))
+            self.job.ledger.finish(stage)
+        self.job.forget(stage)
+        return name
+
+    def _stage(self, group: tuple[Layer, ...], part: str, size: int) -> Stage:
+        options = as_json(self.job.options)
+        return Stage(
+            f"curvature of {self.role}{part}",
+            {
+                **self.job.common(self.model.digest),
+                "corpus": self.corpus.digest,
+                "layers": " ".join(patterns(group)),
+                "batch": str(size),
+                **{k: str(options[k]) for k in ("samples", "method", "seed", "draws")},
+            },
+        )
+
+    def _run(self, stage: Stage, part: str) -> Callable[[Fold, Any], Any]:
+        """Returns what carries out passes, shown with what they are of."""
+        saving = self.job.saving(stage, self.job.options.save_every)
+        base = "" if self.role == "model" else f", {self.role}"
+        return lambda fold, batches: saving(
+            fold._replace(name=f"{fold.name}{part}{base}"), batches
+        )
+
+    def _limit(self) -> float:
+        """Returns how many bytes factors may take; what was found first is kept to."""
+        if self.job.options.memory is not None:
+            return self.job.options.memory * GB
+        noted = self.job.noted("memory").get("bytes")
+        if noted is None:
+            noted = SHARE * free_bytes()
+            self.job.note("memory", bytes=noted)
+        return noted
+
+    def _batch(self, group: tuple[Layer, ...]) -> Measured:
+        """Returns the batch size: that of the options, of before, or one measured."""
+        if self.job.options.batch is not None:
+            return Measured(min(self.job.options.batch, len(self.examples)), 0.0)
+        key = f"{self.model.digest} {self.corpus.digest}"
+        noted = self.job.noted(f"batch of {self.role}")
+        if noted.get("key") == key:
+            return Measured(noted["size"], noted["seconds"])
+
+        def work(size: int) -> Callable[[], object]:
+            fold = covariance.fold(
+                self.model.task, self.model.params, group, self.labels
+            )
+            batch = next(iter(self.batches(size)))
+            return lambda: jax.block_until_ready(fold.update(fold.init(), batch))
+
+        with self.job.driver.stage("batch size"):
+            found = fastest(work, sizes(self.examples.context, len(self.examples)))
+        self.job.note(f"batch of {self.role}", key=key, **found._asdict())
+        return found
+
+    def _smaller(self, size: int) -> None:
+        """Notes that batches have to be smaller, so that the next process knows."""
+        name = f"batch of {self.role}"
+        self.job.say(f"The device's memory is too small: on with batches of {size}.")
+        self.job.note(name, **{**self.job.noted(name), "size": size})
+
+    def _plan(
+        self, parts: list[tuple[Layer, ...]], limit: float, batch: Measured
+    ) -> dict[str, str]:
+        """Returns what will be done and what it will cost, in words."""
+        examples, passes = self.examples, PASSES[self.job.options.method] * len(parts)
+        names = [x.name for part in parts for x in part]
+        first = next(iter(self.batches(1)))
+        left = coverage(self.model.task, self.model.params, first).uncovered
+        need = max(sum(map(factor_bytes, x)) for x in parts)
+        said = {
+            "model": f"{parameters(self.model.params):,} parameters",
+            "sequences": f"{len(examples):,} of at most {examples.context} tokens",
+            "tokens": f"{len(examples) * examples.context:,} at most",
+            "layers": f"{len(names)}: {', '.join(names[:4])}"
+            + (", …" if len(names) > 4 else ""),
+            "not covered": ", ".join(x.name for x in left[:4]) or "nothing",
+            "factors": f"{need / GB:.2f} GB at a time, of {limit / GB:.2f} GB",
+            "passes": f"{passes}" + (f", {len(parts)} groups" * (len(parts) > 1)),
+            "batch": f"{batch.size} sequences",
+        }
+        if batch.seconds:
+            seconds = passes * batch.seconds * len(examples) / batch.size
+            said["time"] = f"about {clock(seconds)}, from a timed batch"
+        return said
+
+
+def patterns(group: tuple[Layer, ...]) -> list[str]:
+    """Returns patterns that match just the layers of a group."""
+    usual = ("matrix", "convolution")
+    return [x.name if x.kind in usual else f"{x.kind}:{x.name}" for x in group]
+
+
+def fitted(job: Job, role: str, model: Model, corpus: Corpus) -> list[str]:
+    """Returns the artifacts with a role's curvature.
+
+    Raises:
+      FileNotFoundError: if it was not fitted to its end.
+      ValueError: if model or corpus changed since.
+    """
+    files = job.noted(f"curvature of {role}").get("files")
+    stages = [
+        x
+        for name, x in job.ledger.stages.items()
+        if name.startswith(f"curvature of {role}")
+    ]
+    again = f"Run `influence fit {job.folder}` with its options"
+    if files is None or not all(x["finished"] for x in stages):
+        raise FileNotFoundError(
+            f"The run in {job.folder} has no curvature of {role} yet. {again}, to its "
+            "end."
+        )
+    now = {**job.common(model.digest), "corpus": corpus.digest}
+    changed = {k for x in stages for k, v in now.items() if x["inputs"][k] != v}
+    if changed:
+        raise ValueError(
+            f"The curvature of {role} was fitted with other "
+            f"{', '.join(sorted(changed))}. {again} again, or restore what changed."
+        )
+    return files
+
+
+def curvature_of(job: Job, files: Sequence[str]) -> Curvature:
+    """Returns a curvature, read layer by layer if it is in several files.
+
+    Raises:
+      ValueError: if a file is damaged.
+    """
+    paths = [job.ledger.run.read(name, Path) for name in files]
+    if len(paths) == 1:
+        return formats.read_curvature(paths[0])
+    return formats.open_curvature(paths)

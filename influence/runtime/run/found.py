@@ -1,0 +1,127 @@
+"""What a run has found: its scores, whatever corpora and models they are of."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from influence.runtime import formats
+from influence.runtime.corpus.texts import texts
+from influence.runtime.run.job import BASE, MODEL, Corpus, Job
+from influence.runtime.run.scanning import data_of, scores_at, shares_at
+from influence.runtime.run.stream import LAYERS, SCORE, check_scores, read_scores
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run's scores.
+
+    Attributes:
+      job: the run.
+      corpora: the names of the corpora that were scanned.
+    """
+
+    job: Job
+    corpora: tuple[str, ...]
+
+    def total(self, *, difference: bool = False) -> xr.DataArray:
+        """Returns `(query, train)` over all corpora, ids telling them apart.
+
+        Args:
+          difference: whether the model's scores minus the base's: what finetuning made
+            of them, rather than what they are.
+
+        Raises:
+          ValueError: if there is no base, or scores are damaged.
+        """
+        return self._of_both(SCORE, difference, None)
+
+    def layers(self, ids: list[str], *, difference: bool = False) -> xr.DataArray:
+        """Returns `(query, train, layer)` of some sequences; one layer if none is kept.
+
+        Args:
+          ids: the sequences.
+          difference: as for `total`.
+        """
+        return self._of_both(LAYERS, difference, ids)
+
+    def shares(self, *, difference: bool = False) -> xr.DataArray:
+        """Returns `(query, train, token)` of the most extreme sequences."""
+        parts = []
+        for name in self.corpora:
+            own = self._shares(MODEL, name)
+            if difference:
+                own = own - self._shares(BASE, name)
+            parts.append(own.to_dataset(name=SCORE))
+        return _joined(parts, SCORE, join="outer", fill_value=0.0)
+
+    def texts(self, ids: list[str]) -> dict[str, str]:
+        """Returns the source's own text of some sequences, by name."""
+        tokenizer, found = self.job.tokenizer(), {}
+        for name in self.corpora:
+            corpus = self.corpus(name)
+            own = [x for x in ids if x.rsplit(":", 2)[0] == name]
+            pieces = texts(corpus.packed, corpus.source, own, tokenizer)
+            found |= {k: "".join(x) for k, x in pieces.items()}
+        return found
+
+    def corpus(self, name: str) -> Corpus:
+        """Returns one of the corpora."""
+        return self.job.reopened(*data_of(self.job, name))
+
+    def _of_both(
+        self, what: str, difference: bool, ids: list[str] | None
+    ) -> xr.DataArray:
+        own = self._of(MODEL, what, ids)
+        if not difference:
+            return own
+        if BASE not in self.job.roles:
+            raise ValueError(
+                "The run has no base to take the difference from. Fit with --base."
+            )
+        other = self._of(BASE, what, ids)
+        found = own - other.sel(train=own["train"])
+        return found.assign_attrs(own.attrs, of="model minus base").rename(own.name)
+
+    def _of(self, role: str, what: str, ids: list[str] | None) -> xr.DataArray:
+        parts = []
+        for name in self.corpora:
+            path = scores_at(self.job, role, name)
+            check_scores(path)
+            with read_scores(path) as found:
+                kept = found[what if what in found else SCORE]
+                if ids is not None:
+                    here = np.isin(kept["train"].values, ids)
+                    kept = kept.isel(train=np.flatnonzero(here))
+                parts.append(kept.load().assign_attrs(found.attrs))
+        whole = xr.concat(parts, "train", combine_attrs="override")
+        return (
+            whole if what in (SCORE, whole.name) else whole.expand_dims(layer=["all"])
+        )
+
+    def _shares(self, role: str, corpus: str) -> xr.DataArray:
+        name = shares_at(role, corpus)
+        found = self.job.ledger.run.read(name, formats.read_scores)
+        return found[SCORE]
+
+
+def _joined(parts: list[xr.Dataset], what: str, **options: Any) -> xr.DataArray:
+    """Returns an array of several data sets, one behind the other along `train`."""
+    whole: Any = xr.concat(parts, "train", **options)
+    return whole[what]
+
+
+def found(job: Job) -> Found:
+    """Returns what a run has found.
+
+    Raises:
+      FileNotFoundError: if nothing was scanned to its end.
+    """
+    names = job.noted("scanned").get("corpora")
+    if names is None:
+        raise FileNotFoundError(
+            f"The run in {job.folder} has no scores yet. Run `influence scan "
+            f"{job.folder}` to its end."
+        )
+    return Found(job, tuple(names))

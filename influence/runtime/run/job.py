@@ -1,0 +1,343 @@
+"""What the commands on a run have in common: its models, its corpus, its stages.
+
+Every stage's inputs are put together here, by the commands that make it and by
+`status`, which only compares.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from influence.runtime.corpus.pack import Totals, pack
+from influence.runtime.corpus.packed import (
+    Packed,
+    PackedBatches,
+    check_packed,
+    read_packed,
+)
+from influence.runtime.corpus.plan import Plan, apart, joined
+from influence.runtime.corpus.source import Source, open_source
+from influence.runtime.corpus.tokenizer import ModelTokenizer
+from influence.runtime.driver import Driver, Saving
+from influence.runtime.models import (
+    LONGEST,
+    Model,
+    digest,
+    open_model,
+    open_tokenizer,
+)
+from influence.runtime.run.ledger import Ledger, Stage
+from influence.runtime.run.options import Data, Fit, Packing
+from influence.runtime.saves import Saves
+
+MODEL, BASE = "model", "base"
+"""The roles a model may have in a run."""
+
+GB = 1e9
+
+Models = Mapping[str, Model]
+"""Models that are given rather than opened, by role."""
+
+
+def code() -> str:
+    """Returns what of the code numbers depend on: versions, and the device."""
+    packages = ", ".join(f"{x} {version(x)}" for x in ("influence", "jax", "jaxlib"))
+    return f"{packages}, {jax.devices()[0].device_kind}"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sequences, and where they are from.
+
+    Attributes:
+      packed: the sequences.
+      source: the documents.
+      digest: a SHA-256 of the documents and of how they were packed.
+    """
+
+    packed: Packed
+    source: Source
+    digest: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run at work.
+
+    Attributes:
+      ledger: its stages.
+      options: what it is fitted by.
+      given: models that are not opened from a folder.
+      console: where to show what happens.
+      driver: carries out passes.
+    """
+
+    ledger: Ledger
+    options: Fit
+    given: Models
+    console: Console
+    driver: Driver
+
+    @property
+    def folder(self) -> Path:
+        """Returns the run folder."""
+        return self.ledger.run.folder
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Returns the roles of the run's models."""
+        return (MODEL, BASE) if self.options.base or BASE in self.given else (MODEL,)
+
+    def model(self, role: str) -> Model:
+        """Returns the model in a role, opened if it was not given."""
+        if role in self.given:
+            return self.given[role]
+        options = self.options
+        return open_model(self.place(role), dtype=options.dtype, merge=options.merge)
+
+    def context(self, model: Model) -> int:
+        """Returns the longest sequence of the run.
+
+        Raises:
+          ValueError: if the model does not take sequences so long.
+        """
+        context = self.options.packing.context or min(model.context, LONGEST)
+        if context > model.context:
+            raise ValueError(
+                f"The context {context} is longer than the model's, {model.context}. "
+                f"Give --context {model.context} at most."
+            )
+        return context
+
+    def plan(self, model: Model, packing: Packing, data: Data) -> Plan:
+        """Returns how the documents of a corpus are packed.
+
+        Raises:
+          ValueError: if the separator is no token of the model.
+        """
+        return Plan(
+            context=self.context(model),
+            separator=_separator(packing.separator, model),
+            cuts=apart if packing.apart else joined,
+            special_tokens=packing.special_tokens,
+            skip_empty=data.skip_empty,
+        )
+
+    def source(self, data: Data, name: str | None = None) -> Source:
+        """Returns the documents of a corpus."""
+        return open_source(
+            data.data,
+            column=data.text_column,
+            split=data.split,
+            pattern=data.pattern,
+            name=name,
+        )
+
+    def pack(self, model: Model, data: Data, name: str | None = None) -> Corpus:
+        """Returns a corpus of the run, packed unless it has been.
+
+        Raises:
+          ValueError: if a row is not good enough, or what was packed is damaged.
+        """
+        source = self.source(data, name)
+        stage = self.corpus_stage(model, data, source)
+        folder = self._packed(source)
+        if not self.ledger.finished(stage):
+            if self.begin(stage) and folder.exists():
+                shutil.rmtree(folder)
+            with self.driver.stage(stage.name):
+                packed = pack(
+                    source,
+                    model.tokenizer,
+                    folder,
+                    self.plan(model, self.options.packing, data),
+                    watch=_Watch(self.console),
+                )
+            self.ledger.finish(stage, sequences=len(packed))
+        return self._read(stage, source)
+
+    def corpus(self, model: Model, data: Data, name: str | None = None) -> Corpus:
+        """Returns a corpus of the run that was packed before.
+
+        Raises:
+          ValueError: if it changed since, or what was packed is damaged.
+        """
+        source = self.source(data, name)
+        stage = self.corpus_stage(model, data, source)
+        self.expect(stage, f"`influence fit {self.folder}`")
+        return self._read(stage, source)
+
+    def reopened(self, data: Data, name: str | None = None) -> Corpus:
+        """Returns a corpus that was packed before, without its model.
+
+        Raises:
+          ValueError: if what was packed is damaged.
+        """
+        source = self.source(data, name)
+        key = self.ledger.stages[f"corpus {source.name}"]["key"]
+        folder = self._packed(source)
+        check_packed(folder)
+        return Corpus(read_packed(folder), source, key)
+
+    def expect(self, stage: Stage, command: str) -> None:
+        """Raises unless a stage was finished with these very inputs.
+
+        Raises:
+          ValueError: naming what changed, and the command that makes it anew.
+        """
+        if not self.ledger.finished(stage):
+            changes = "; ".join(self.ledger.changes(stage)) or "it was not finished"
+            raise ValueError(
+                f"The run's {stage.name} is not what it was: {changes}. Run {command} "
+                "again, or restore what changed."
+            )
+
+    def _read(self, stage: Stage, source: Source) -> Corpus:
+        folder = self._packed(source)
+        check_packed(folder)
+        return Corpus(read_packed(folder), source, stage.key)
+
+    def _packed(self, source: Source) -> Path:
+        return self.folder / "corpora" / source.name
+
+    def corpus_stage(self, model: Model, data: Data, source: Source) -> Stage:
+        """Returns the stage of a corpus."""
+        plan = self.plan(model, self.options.packing, data)
+        return Stage(
+            f"corpus {source.name}",
+            {
+                "data": source.fingerprint(),
+                "column": source.column,
+                "tokenizer": model.tokenizer.sha256 if model.tokenizer else "none",
+                "packing": json.dumps(plan.about, sort_keys=True),
+            },
+        )
+
+    def common(self, weights: str) -> dict[str, str]:
+        """Returns the inputs of every stage that a model goes into."""
+        within = str(self.options.packing.within)
+        return {"code": code(), "weights": weights, "within": within}
+
+    def place(self, role: str) -> str:
+        """Returns where the model in a role is opened from."""
+        return str(self.options.model if role == MODEL else self.options.base)
+
+    def weights(self, role: str) -> str:
+        """Returns the checksum of the model in a role; nothing is loaded for it."""
+        if role in self.given:
+            return self.given[role].digest
+        options = self.options
+        return digest(self.place(role), dtype=options.dtype, merge=options.merge)
+
+    def tokenizer(self) -> ModelTokenizer | None:
+        """Returns the run's tokenizer, if there is one."""
+        if MODEL in self.given:
+            return self.given[MODEL].tokenizer
+        return open_tokenizer(self.place(MODEL))
+
+    def batches(self, packed: Packed, size: int) -> PackedBatches:
+        """Returns sequences in batches, as the run's models read them."""
+        return packed.batches(size, segments=self.options.packing.within)
+
+    def saving(self, stage: Stage, every: float) -> Saving:
+        """Returns what carries out the passes of a stage and saves them."""
+        folder = self._saves(stage)
+        return self.driver.saving(
+            lambda name: Saves(folder / name.replace(" ", "-"), stage.key, every)
+        )
+
+    def forget(self, stage: Stage) -> None:
+        """Removes what was saved of a stage that is finished."""
+        if self._saves(stage).exists():
+            shutil.rmtree(self._saves(stage))
+
+    def _saves(self, stage: Stage) -> Path:
+        return self.folder / "saves" / stage.name.replace(" ", "-")
+
+    def note(self, name: str, **about: Any) -> None:
+        """Writes something down that a later process has to know."""
+        notes = self.ledger.run.manifest.get("notes", {})
+        self.ledger.run.note(notes={**notes, name: about})
+
+    def noted(self, name: str) -> dict[str, Any]:
+        """Returns what was written down under a name."""
+        return self.ledger.run.manifest.get("notes", {}).get(name, {})
+
+    def show(self, title: str, rows: Mapping[str, str]) -> None:
+        """Shows what will be done, before it is."""
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in rows.items():
+            table.add_row(name, value)
+        self.console.print(table)
+
+    def say(self, text: str) -> None:
+        """Shows a line."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def begin(self, stage: Stage) -> bool:
+        """Notes that a stage is begun; returns whether it was from other inputs before.
+
+        If it was, says what changed.
+        """
+        changes = self.ledger.changes(stage)
+        if changes:
+            self.say(f"{stage.name}: again, because of {'; '.join(changes)}")
+        self.ledger.begin(stage)
+        return bool(changes)
+
+
+class _Watch:
+    """Shows how far packing is, at most once a second where nobody watches a bar."""
+
+    def __init__(self, console: Console):
+        self.console, self.said = console, 0
+
+    def __call__(self, totals: Totals) -> None:
+        """Shows the totals, now and then."""
+        if totals.documents >= 2 * self.said + 1000:
+            self.said = totals.documents
+            self.console.print(
+                f"packed {totals.documents:,} documents, {totals.sequences:,} "
+                "sequences so far"
+            )
+
+
+def _separator(word: str, model: Model) -> int | None:
+    """Returns the token that ends a document."""
+    if word == "none" or model.tokenizer is None and word == "eos":
+        return None
+    if word == "eos":
+        assert model.tokenizer is not None
+        return model.tokenizer.separator
+    if not word.isdecimal() or int(word) >= model.vocabulary:
+        raise ValueError(
+            f"The separator {word!r} is none of the model's {model.vocabulary} token "
+            "ids. Give `eos`, `none` or an id."
+        )
+    return int(word)
+
+
+def sample(packed: Packed, count: int, seed: int) -> Packed:
+    """Returns some sequences of a corpus, drawn by a seed, in the corpus's order."""
+    if count >= len(packed):
+        return packed
+    drawn = np.random.default_rng(seed).choice(len(packed), count, replace=False)
+    return packed.take(np.sort(drawn))
+
+
+def clock(seconds: float) -> str:
+    """Returns how long something takes, as one would say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

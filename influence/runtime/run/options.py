@@ -1,0 +1,201 @@
+"""What the commands on a run are told: one record each, shown by `--help`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+Folder = Annotated[Path, tyro.conf.Positional]
+
+Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+"""An option that is given once for each of several values."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A corpus, and how its documents are read.
+
+    Attributes:
+      data: A file or folder of JSON lines, Parquet or text, a folder written by
+        `save_to_disk`, or a dataset on the hub.
+      text_column: The column with the documents.
+      split: Of a dataset.
+      pattern: Of a folder of text files, which: `*.py`.
+      skip_empty: Pass over rows without text.
+    """
+
+    data: str
+    text_column: str = "text"
+    split: str | None = None
+    pattern: str = "*"
+    skip_empty: bool = False
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How documents become sequences.
+
+    Attributes:
+      context: The longest sequence, in tokens; the model's own, 512 at most, if left
+        out.
+      apart: Every document by itself, instead of all one behind the other.
+      within: Attention does not cross documents.
+      separator: What ends a document: `eos`, `none`, or a token id.
+      special_tokens: Whether the tokenizer puts its own around every text.
+    """
+
+    context: int | None = None
+    apart: bool = False
+    within: bool = False
+    separator: str = "eos"
+    special_tokens: bool = False
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fits the curvature of a model's loss on a corpus.
+
+    Attributes:
+      run: The run folder.
+      model: A folder or hub name: Hugging Face's (safetensors), PEFT's, or orbax.
+      data: The corpus.
+      packing: How documents become sequences.
+      base: A model to score the same questions under, for the difference.
+      merge: Work a PEFT folder's adapter into the weights.
+      layers: `all` matrices of the blocks, `mlp`, or patterns on layers' names.
+      samples: Fit to so many sequences at most, drawn from all.
+      method: `ekfac`, `shampoo` (its basis), `kfac`, `diagonal` or `identity`.
+      seed: Of the sampled labels and the drawn sequences.
+      draws: Of labels, for each sequence.
+      dtype: Of the weights and the forward pass; statistics are float32 at least.
+      batch: Sequences a batch; measured if left out.
+      memory: GB for factors. More layers than fit are fitted in groups, a pass each.
+      save_every: Seconds between saves, or more if saving takes over 2 % of the time.
+    """
+
+    run: Folder
+    model: str
+    data: Data
+    packing: Packing = Packing()
+    base: str | None = None
+    merge: bool = False
+    layers: tuple[str, ...] = ("all",)
+    samples: int = 100_000
+    method: Literal["ekfac", "shampoo", "kfac", "diagonal", "identity"] = "ekfac"
+    seed: int = 0
+    draws: int = 1
+    dtype: str | None = None
+    batch: int | None = None
+    memory: float | None = None
+    save_every: float = 60.0
+
+
+@dataclass(frozen=True)
+class Query:
+    """Solves for what is asked: why does the model say this?
+
+    Attributes:
+      run: The run folder.
+      prompt: What comes before; once for every question.
+      completion: What the model says then; as often as prompts.
+      queries: A file of JSON lines with `prompt`, `completion` and, if you like, `name`
+        and `instead`: another completion, to ask why the one rather than the other.
+      solver: `ekfac`, or `cg`: conjugate gradients, preconditioned by the curvature.
+      damping: As a multiple of the mean eigenvalue; 0.1, or 10 with `cg`.
+      solve_on: Sequences conjugate gradients see.
+      steps: Of conjugate gradients, at most.
+      rank: Keep so many whitened directions of each layer's query; all if left out.
+    """
+
+    run: Folder
+    prompt: Repeated = ()
+    completion: Repeated = ()
+    queries: Path | None = None
+    solver: Literal["ekfac", "cg"] = "ekfac"
+    damping: float | None = None
+    solve_on: int = 256
+    steps: int = 20
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Scores every training sequence for everything that was asked.
+
+    Attributes:
+      run: The run folder.
+      data: A corpus to rank, `PATH` or `NAME=PATH`; once for each of several. That of
+        the fit if left out.
+      candidates: `bm25:N`: only the N sequences that share most words with a query.
+      keep: `layers` and totals, only `totals`, or `top:N`: the N highest and lowest of
+        every query, by layer. If left out, layers up to 4 GB, then totals.
+      n_train: How many sequences the model was trained on, if not those scanned.
+      batch: Sequences a batch; measured if left out.
+      save_every: Seconds between saves, or more if saving takes over 2 % of the time.
+    """
+
+    run: Folder
+    data: Repeated = ()
+    candidates: str | None = None
+    keep: str | None = None
+    n_train: int | None = None
+    batch: int | None = None
+    save_every: float = 60.0
+
+
+@dataclass(frozen=True)
+class Show:
+    """Prints the sequences that matter most, with their text.
+
+    Attributes:
+      run: The run folder.
+      query: Which question, by number or name; all if left out.
+      top: How many sequences of either sign.
+      difference: Of model and base, rather than the model's own scores.
+    """
+
+    run: Folder
+    query: str | None = None
+    top: int = 5
+    difference: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """Writes a page about what was found.
+
+    Attributes:
+      run: The run folder.
+    """
+
+    run: Folder
+
+
+@dataclass(frozen=True)
+class Status:
+    """Says what a run has finished, what is stale and why, and what is damaged.
+
+    Attributes:
+      run: The run folder.
+    """
+
+    run: Folder
+
+
+def as_json(options: Fit) -> dict[str, Any]:
+    """Returns options as JSON has them."""
+    return json.loads(json.dumps(asdict(options), default=str))
+
+
+def from_json(said: Mapping[str, Any], run: Path) -> Fit:
+    """Returns the options of a run that may have been moved since."""
+    whole = {
+        "run": run,
+        "data": Data(**said["data"]),
+        "packing": Packing(**said["packing"]),
+        "layers": tuple(said["layers"]),
+    }
+    return Fit(**{**said, **whole})

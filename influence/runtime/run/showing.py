@@ -1,0 +1,303 @@
+"""`influence show`, `report` and `status`: what a run has found, and how far it is."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from influence.attribution.scores import rankings
+from influence.model.continuation import Continuation, continuations
+from influence.model.examples import prompted
+from influence.runtime import formats
+from influence.runtime.corpus.packed import Packed, check_packed
+from influence.runtime.corpus.tokenizer import ModelTokenizer
+from influence.runtime.models import Model, parameters
+from influence.runtime.report import page
+from influence.runtime.run.asking import QUESTIONS, Question, opened_job, tokens_of
+from influence.runtime.run.found import Found, found
+from influence.runtime.run.job import MODEL, Job, Models, code
+from influence.runtime.run.ledger import locked, opened
+from influence.runtime.run.options import Report, Show, Status
+from influence.runtime.run.scanning import data_of
+from influence.runtime.run.stream import check_scores
+
+SNIPPET = 240
+"""How many characters of a sequence are shown in a terminal."""
+
+REPORT, DIFFERENCE = "report.html", "report-difference.html"
+
+
+def show(options: Show, console: Console, given: Models | None = None) -> None:
+    """Prints the sequences that matter most for a run's questions.
+
+    Raises:
+      FileNotFoundError: if nothing was scanned.
+      ValueError: if there is no such question, or something is damaged.
+    """
+    job = opened_job(opened(options.run), console, given)
+    results = found(job)
+    total = results.total(difference=options.difference)
+    asked = _asked(job)
+    chosen = _chosen(asked, options.query)
+    total = total.isel(query=[asked.index(x) for x in chosen])
+    highest = rankings(total, options.top)
+    lowest = rankings(total, options.top, lowest=True)
+    ids = {y.id for x in (*highest, *lowest) for y in x}
+    texts = results.texts(sorted(ids))
+    for question, up, down in zip(chosen, highest, lowest, strict=True):
+        console.rule(escape(str(question)), align="left")
+        for ranking, what in ((up, "raises it most"), (down, "lowers it most")):
+            table = Table(title=f"{what} ({ranking.unit})", title_justify="left")
+            table.add_column("score", justify="right")
+            for name in ("sequence", "text"):
+                table.add_column(name, overflow="fold")
+            for x in ranking:
+                table.add_row(f"{x.score:+.3g}", escape(x.id), _snippet(texts[x.id]))
+            console.print(table)
+    console.print(_about(total), highlight=False)
+
+
+def _about(total: xr.DataArray) -> str:
+    """Returns what the numbers are."""
+    keys = ("curvature", "damping", "solver", "n_train", "kept", "candidates")
+    said = ", ".join(f"{k}: {total.attrs[k]}" for k in keys if k in total.attrs)
+    return f"{total.attrs['sign']}. {said}."
+
+
+def _snippet(text: str) -> str:
+    short = text if len(text) <= SNIPPET else text[:SNIPPET] + "…"
+    return escape(" ".join(short.split()))
+
+
+def _asked(job: Job) -> list[Question]:
+    rows = job.ledger.run.read(QUESTIONS, formats.read_json)
+    return [Question(**x) for x in rows]
+
+
+def _chosen(asked: Sequence[Question], word: str | None) -> list[Question]:
+    """Returns one question by number or name, or all.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if word is None:
+        return list(asked)
+    named = [x for x in asked if x.name == word]
+    if not named and word.isdecimal() and 0 < int(word) <= len(asked):
+        named = [asked[int(word) - 1]]
+    if not named:
+        raise ValueError(
+            f"There is no question {word!r}. They are: "
+            f"{', '.join(f'{i} {x.name!r}' for i, x in enumerate(asked, 1))}."
+        )
+    return named
+
+
+def report(options: Report, console: Console, given: Models | None = None) -> Path:
+    """Writes a page about a run; a second one about the difference if it has a base.
+
+    Raises:
+      FileNotFoundError: if nothing was scanned.
+      ValueError: if something is damaged.
+    """
+    with locked(options.run):
+        job = opened_job(opened(options.run), console, given)
+        results, model = found(job), job.model(MODEL)
+        for name, difference in ((REPORT, False), (DIFFERENCE, True)):
+            if not difference or len(job.roles) > 1:
+                made = _findings(job, results, model, difference)
+                job.ledger.run.write(name, formats.write_text(page.render(made)))
+                console.print(f"The page: {job.folder / name}", soft_wrap=True)
+    return job.folder / REPORT
+
+
+def _findings(
+    job: Job, results: Found, model: Model, difference: bool
+) -> page.Findings:
+    total = results.total(difference=difference)
+    shares = results.shares(difference=difference)
+    wanted = page.shown(total, page.COLUMNS)
+    layers = results.layers(wanted, difference=difference)
+    texts = {x: _pieces(results, x, model.tokenizer) for x in page.shown(total)}
+    # The difference may show sequences that neither ranking does, split over nothing.
+    shares = shares.reindex(train=page.shown(total)).fillna(0.0)
+    return page.Findings(
+        facts=_facts(job, results, model, total),
+        questions=_questions(job, results, model),
+        total=total,
+        layers=layers,
+        pieces=texts,
+        shares=shares,
+        check=None,
+    )
+
+
+def _pieces(results: Found, id_: str, tokenizer: ModelTokenizer | None) -> list[str]:
+    """Returns a sequence's text, token by token."""
+    packed = results.corpus(id_.rsplit(":", 2)[0]).packed
+    ids = packed.tokens_at(packed.place_of(id_)).tolist()
+    if tokenizer is None:
+        return [f"{x} " for x in ids]
+    said, reached = [], ""
+    for stop in range(1, len(ids) + 1):
+        text = tokenizer.tokenizer.decode(ids[:stop], skip_special_tokens=False)
+        # Half a character decodes to a mark that the next token takes back.
+        whole = text.rstrip("\ufffd") if stop < len(ids) else text
+        said.append(whole[len(reached) :])
+        reached = whole if len(whole) >= len(reached) else reached
+    return said
+
+
+def _facts(
+    job: Job, results: Found, model: Model, total: xr.DataArray
+) -> list[tuple[str, str]]:
+    options, attrs = job.options, total.attrs
+    facts = [
+        ("model", options.model if MODEL not in job.given else "given"),
+        ("parameters", f"{parameters(model.params):,}"),
+        ("corpora", ", ".join(results.corpora)),
+        ("sequences", f"{total.sizes['train']:,} scored"),
+        ("layers", " ".join(options.layers)),
+        ("curvature", f"{attrs['curvature']}, {attrs['curvature_sequences']:,} seq."),
+        ("damping", str(attrs["damping"])),
+        ("solver", str(attrs["solver"])),
+    ]
+    if "of" in attrs:
+        facts.append(("scores", str(attrs["of"])))
+    return facts
+
+
+def _questions(job: Job, results: Found, model: Model) -> Mapping[str, page.Question]:
+    asked = _asked(job)
+    tokens = {x.name: tokens_of(model, x, x.completion) for x in asked}
+    counts = np.zeros(model.vocabulary, np.int64)
+    for name in results.corpora:
+        counts += _frequencies(results.corpus(name).packed, model.vocabulary)
+    said = continuations(model.task, model.params, prompted(tokens), counts)
+    return {
+        x.name: _question(x, continuation)
+        for x, continuation in zip(asked, said, strict=True)
+    }
+
+
+def _question(asked: Question, continuation: Continuation) -> page.Question:
+    kind = "asked" if asked.instead is None else f"rather than {asked.instead!r}"
+    prompt, completion = (
+        x if isinstance(x, str) else " ".join(map(str, x))
+        for x in (asked.prompt, asked.completion)
+    )
+    return page.Question(kind, prompt, completion, continuation)
+
+
+def _frequencies(packed: Packed, vocabulary: int) -> np.ndarray:
+    """Returns how often each token occurs in a corpus, `[V]`, a part at a time."""
+    counts, step = np.zeros(vocabulary, np.int64), 1 << 22
+    for start in range(0, packed.length, step):
+        stop = min(start + step, packed.length)
+        counts += np.bincount(packed.tokens[start:stop], minlength=vocabulary)
+    return counts
+
+
+class _Row(NamedTuple):
+    """What is said of one stage."""
+
+    stage: str
+    state: str
+    why: str
+
+
+def status(options: Status, console: Console, given: Models | None = None) -> bool:
+    """Prints what a run has finished, what is stale and why, and what is damaged.
+
+    Returns:
+      whether everything that was begun is finished, fresh and whole.
+    """
+    job = opened_job(opened(options.run), console, given)
+    rows = list(_rows(job))
+    table = Table(title=f"{options.run}", title_justify="left")
+    for name in ("stage", "state", "why"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    return all(x.state == "finished" for x in rows)
+
+
+def _rows(job: Job) -> Iterator[_Row]:
+    now, stale = _inputs(job), set[str]()
+    for name, entry in job.ledger.stages.items():
+        role = "base" if name.endswith("base") or "base " in name else MODEL
+        own = now[role] | now.get(name, {})
+        changed = [k for k, x in entry["inputs"].items() if own.get(k, x) != x]
+        behind = sorted(x for x in stale if _upstream(x, name))
+        if changed or behind:
+            stale.add(name)
+            yield _Row(name, "stale", ", ".join([*changed, *behind]) + " changed")
+        elif not entry["finished"]:
+            yield _Row(name, "begun", _saved(job, name))
+        else:
+            yield _Row(name, "finished", "")
+    for what, problem in _damage(job):
+        yield _Row(what, "damaged", problem)
+
+
+def _inputs(job: Job) -> dict[str, dict[str, str]]:
+    """Returns the inputs of stages as they are now, by role or stage."""
+    found: dict[str, dict[str, str]] = {}
+    for role in job.roles:
+        found[role] = {"code": code()}
+        try:
+            found[role]["weights"] = job.weights(role)
+        except (OSError, ValueError) as gone:
+            found[role]["weights"] = str(gone)
+    for name in [x for x in job.ledger.stages if x.startswith("corpus ")]:
+        try:
+            data = data_of(job, name.removeprefix("corpus "))
+            found[name] = {"data": job.source(*data).fingerprint()}
+        except (OSError, ValueError) as gone:
+            found[name] = {"data": str(gone)}
+    return found
+
+
+ORDER = ("corpus", "curvature", "queries", "scores", "tokens")
+"""The kinds of stages, each made from those before it."""
+
+
+def _upstream(first: str, second: str) -> bool:
+    """Returns whether a stage may be made from another."""
+    one, other = (ORDER.index(x.split(" ")[0]) for x in (first, second))
+    return one < other
+
+
+def _saved(job: Job, stage: str) -> str:
+    """Returns how far a stage is that is not finished."""
+    folder = job.folder / "saves" / stage.replace(" ", "-")
+    notes = [json.loads(x.read_text()) for x in folder.glob("*/*.json")]
+    said = [f"{x['done']} batches saved" for x in notes if "done" in x]
+    return ", ".join(said) or "nothing saved yet"
+
+
+def _damage(job: Job) -> Iterator[tuple[str, str]]:
+    """Yields every artifact that is not what was written, and how."""
+    run = job.ledger.run
+    checks: list[tuple[str, Any]] = [
+        (name, lambda name=name: run.read(name, Path))
+        for name in run.manifest["artifacts"]
+    ]
+    for name, entry in job.ledger.stages.items():
+        if name.startswith("corpus ") and entry["finished"]:
+            folder = job.folder / "corpora" / name.removeprefix("corpus ")
+            checks.append((name, lambda folder=folder: check_packed(folder)))
+    for path in sorted(job.folder.glob("*/scores-*.zarr")):
+        checks.append((path.name, lambda path=path: check_scores(path)))
+    for name, check in checks:
+        try:
+            check()
+        except (OSError, ValueError) as problem:
+            yield name, str(problem)

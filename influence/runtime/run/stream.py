@@ -1,0 +1,282 @@
+"""Scores on their way to the disk: as they come, never all in memory.
+
+    scores.zarr         score (query, train) and layer_score (query, train, layer), with
+                        the names of everything; opens with xarray
+    scores.log.jsonl    a line for each stretch of sequences that is whole on the disk,
+                        with the checksum of its numbers
+
+Numbers are trusted only where a line says that they are whole. A process that ends
+loses what it had not yet said so of, and nothing else.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from influence.runtime.saves import COST
+
+CHUNK = 1 << 21
+"""About how many bytes of scores lie together in one file."""
+
+SCORE, LAYERS = "score", "layer_score"
+
+
+class Names(NamedTuple):
+    """What the axes of scores are called.
+
+    Attributes:
+      query: the questions.
+      train: the training sequences.
+      layer: every single matrix; `()` if layers are not kept apart.
+      along: of each question, numbers there are to say of it, by what they are.
+    """
+
+    query: Sequence[str]
+    train: Sequence[str]
+    layer: Sequence[str]
+    along: Mapping[str, Sequence[float]]
+
+
+@dataclass
+class Stream:
+    """Scores being written.
+
+    Attributes:
+      path: of the zarr folder.
+      names: of all axes.
+      attrs: what there is to say of all scores.
+      dtype: of the numbers.
+      batch: how many sequences come at a time.
+      key: of all that the scores depend on.
+      every: seconds between two commits, or more if they take long.
+    """
+
+    path: Path
+    names: Names
+    attrs: Mapping[str, Any]
+    dtype: str
+    batch: int
+    key: str
+    every: float
+    done: int = 0
+    _rows: list[np.ndarray] = field(default_factory=list)
+    _since: float = field(default_factory=time.monotonic)
+    _took: float = 0.0
+
+    @property
+    def log(self) -> Path:
+        """Returns the file that says what is whole."""
+        return self.path.with_suffix(".log.jsonl")
+
+    @property
+    def chunk(self) -> int:
+        """Returns how many sequences lie together in one file: whole batches."""
+        each = max(1, len(self.names.query) * max(1, len(self.names.layer)))
+        size = np.dtype(self.dtype).itemsize * each
+        return self.batch * max(1, CHUNK // (size * self.batch))
+
+    def open(self) -> int:
+        """Begins, or goes on with what was begun; returns how many batches are whole.
+
+        Raises:
+          ValueError: if what is whole is damaged.
+        """
+        lines = committed(self.log)
+        if lines and lines[0].get("key") == self.key and self.path.is_dir():
+            self._cut(lines)
+            self.done = lines[-1].get("stop", 0)
+            _check(self.path, lines[1:])
+        else:
+            self._begin()
+        self._since = time.monotonic()
+        whole = self.done == len(self.names.train)
+        return -(-self.done // self.batch) if whole else self.done // self.batch
+
+    def add(self, scores_BxQxL: np.ndarray) -> None:
+        """Takes in one batch's scores, and commits what is whole if it is time to."""
+        self._rows.append(scores_BxQxL)
+        held = sum(map(len, self._rows))
+        last = self.done + held == len(self.names.train)
+        due = time.monotonic() - self._since >= max(self.every, self._took / COST)
+        # Pieces of a file would have to be written over later: only whole ones go.
+        whole = held if last else held - held % self.chunk
+        if last or (due and whole):
+            self._commit(whole)
+
+    def finish(self) -> str:
+        """Compares everything with its checksums; returns one of all of them.
+
+        Raises:
+          ValueError: if something is damaged, or missing.
+        """
+        lines = committed(self.log)
+        if lines[-1].get("stop", 0) != len(self.names.train):
+            raise ValueError(f"{self.path} has {self.done} sequences, not all.")
+        _check(self.path, lines[1:])
+        return hashlib.sha256(self.log.read_bytes()).hexdigest()
+
+    def _begin(self) -> None:
+        for path in (self.path, self.log):
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+        root = zarr.open_group(self.path, mode="w", attributes=dict(self.attrs))
+        queries, train, layers = (
+            len(x) for x in (self.names.query, self.names.train, self.names.layer)
+        )
+        dims = ("query", "train")
+        create = root.create_array
+        create(SCORE, shape=(queries, train), chunks=(queries, self.chunk),
+               dtype=self.dtype, dimension_names=dims)  # fmt: skip
+        if layers:
+            create(LAYERS, shape=(queries, train, layers),
+                   chunks=(queries, self.chunk, layers), dtype=self.dtype,
+                   dimension_names=(*dims, "layer"))  # fmt: skip
+        _strings(root, "train", "train", train, self.chunk)
+        for name in ("query", "layer"):
+            values = getattr(self.names, name)
+            if len(values):
+                _strings(root, name, name, len(values), len(values))[:] = _words(values)
+        for name, values in self.names.along.items():
+            array = create(name, shape=(queries,), dtype="float64",
+                           dimension_names=("query",))  # fmt: skip
+            array[:] = np.asarray(values, float)
+        _flush(self.path)
+        self._say({"key": self.key})
+
+    def _commit(self, whole: int) -> None:
+        begun = time.monotonic()
+        rows = np.concatenate(self._rows)
+        now, later = rows[:whole], rows[whole:]
+        self._rows = [later] if len(later) else []
+        place = slice(self.done, self.done + whole)
+        root: Any = zarr.open_group(self.path, mode="r+")
+        arrays = _arrays(now, bool(self.names.layer), self.dtype)
+        for name, values in arrays.items():
+            root[name][:, place] = values
+        root["train"][place] = _words(self.names.train[place])
+        _flush(self.path, since=begun)
+        sums = {name: _digest(x) for name, x in arrays.items()}
+        self._say({"start": place.start, "stop": place.stop, **sums})
+        self.done = place.stop
+        self._since = time.monotonic()
+        self._took = self._since - begun
+
+    def _say(self, line: Mapping[str, Any]) -> None:
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _cut(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Leaves nothing in the log behind its last whole line."""
+        text = "".join(json.dumps(x) + "\n" for x in lines)
+        if self.log.read_text(encoding="utf-8") != text:
+            self.log.write_text(text, encoding="utf-8")
+
+
+def committed(log: Path) -> list[dict[str, Any]]:
+    """Returns the whole lines of a log."""
+    if not log.is_file():
+        return []
+    *whole, _ = log.read_text(encoding="utf-8").split("\n")
+    return [json.loads(x) for x in whole]
+
+
+def check_scores(path: Path) -> None:
+    """Compares scores with their checksums.
+
+    Raises:
+      ValueError: naming the sequences whose scores are damaged.
+    """
+    _check(path, committed(path.with_suffix(".log.jsonl"))[1:])
+
+
+def read_scores(path: Path) -> xr.Dataset:
+    """Returns scores that were streamed, read as they are asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        found = xr.open_zarr(path, consolidated=False, chunks=None)
+    found = found.set_coords([x for x in found if x not in (SCORE, LAYERS)])
+    # Names as everything else has them, not as zarr keeps text of any length.
+    words = {
+        k: x.astype(object) for k, x in found.coords.items() if x.dtype.kind in "TU"
+    }
+    return found.assign_coords(words)
+
+
+def _check(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    for line, name, values in _pieces(path, lines):
+        if _digest(values) != line[name]:
+            raise ValueError(
+                f"{path / name}: the scores of sequences {line['start']} to "
+                f"{line['stop']} are not what was written; their checksum differs. "
+                f"Restore them, or delete {path} to scan again."
+            )
+
+
+def _pieces(
+    path: Path, lines: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Mapping[str, Any], str, np.ndarray]]:
+    root: Any = zarr.open_group(path, mode="r")
+    for line in lines:
+        for name in (SCORE, LAYERS):
+            if name in line:
+                place = slice(line["start"], line["stop"])
+                try:
+                    values = np.asarray(root[name][:, place])
+                except Exception as error:  # noqa: BLE001  a codec may raise anything
+                    raise ValueError(
+                        f"{path / name} can't be read: {error}. Restore it, or delete "
+                        f"{path} to scan again."
+                    ) from error
+                yield line, name, values
+
+
+def _arrays(rows_NxQxL: np.ndarray, by_layer: bool, dtype: str) -> dict[str, Any]:
+    """Returns totals, and layers if they are kept, `[Q, N, …]`."""
+    layers = np.ascontiguousarray(rows_NxQxL.transpose(1, 0, 2))
+    total = layers.sum(-1, dtype=np.float64).astype(dtype)
+    return {SCORE: total, **({LAYERS: layers.astype(dtype)} if by_layer else {})}
+
+
+def _strings(root: Any, name: str, dim: str, length: int, chunk: int) -> Any:
+    with warnings.catch_warnings():
+        # Text of any length is in zarr's third format by agreement, not yet by its
+        # text; xarray writes and reads it so too.
+        warnings.simplefilter("ignore")
+        return root.create_array(
+            name,
+            shape=(length,),
+            chunks=(max(1, chunk),),
+            dtype=str,
+            dimension_names=(dim,),
+        )
+
+
+def _words(values: Sequence[str]) -> np.ndarray:
+    return np.array([str(x) for x in values], dtype=object)
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+
+
+def _flush(path: Path, since: float | None = None) -> None:
+    """Waits until what was written of a folder is on the disk."""
+    age = None if since is None else time.time() - (time.monotonic() - since) - 1
+    for file in path.rglob("*"):
+        if file.is_file() and (age is None or file.stat().st_mtime >= age):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())

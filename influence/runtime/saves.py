@@ -1,0 +1,159 @@
+"""Half-done passes on the disk, so that a process may end at any moment.
+
+    saves/STAGE/N/        the state after N batches, by orbax
+    saves/STAGE/N.json    written behind it: of which pass, and its checksum
+
+A state without the second is not whole and never looked at. The older state goes when
+the newer is whole, so there is always one.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from influence.runtime.store import atomic, checksum
+
+COST = 0.02
+"""The largest share of a pass's time that may go into saving it."""
+
+
+class Saved(NamedTuple):
+    """A pass, part way.
+
+    Attributes:
+      state: the fold's state.
+      done: how many batches it has taken in.
+    """
+
+    state: Any
+    done: int
+
+
+@dataclass
+class Saves:
+    """Where one pass is saved.
+
+    Attributes:
+      folder: of this pass alone.
+      key: of all that the pass depends on; what was saved under another is not used.
+      every: seconds of work between two saves, or more if saving takes long.
+    """
+
+    folder: Path
+    key: str
+    every: float
+    _since: float = field(default_factory=time.monotonic)
+    _took: float = 0.0
+
+    def latest(self, like: Any) -> Saved | None:
+        """Returns the pass as it was last saved, if it was.
+
+        Args:
+          like: a state of the same structure: that a pass begins with.
+
+        Raises:
+          ValueError: if what was saved is damaged, naming it.
+        """
+        self._clear()
+        for about in reversed(self._whole()):
+            said = json.loads(about.read_text(encoding="utf-8"))
+            if said["key"] == self.key:
+                return Saved(self._read(about, said, like), said["done"])
+        return None
+
+    def due(self) -> bool:
+        """Returns whether enough was done since the last save to be worth another."""
+        worked = time.monotonic() - self._since
+        return worked >= max(self.every, self._took / COST)
+
+    def write(self, state: Any, done: int) -> None:
+        """Saves the state after some batches, and forgets what was saved before."""
+        begun, before = time.monotonic(), self._whole()
+        leaves = jax.tree.leaves(state)
+        kept = {str(i): x for i, x in enumerate(leaves) if np.size(x)}
+        shapes = [[list(np.shape(x)), _kind(x)] for x in leaves]
+        path = self.folder / str(done)
+        if path.exists():
+            shutil.rmtree(path)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), kept)
+        about = {
+            "key": self.key,
+            "done": done,
+            "leaves": shapes,
+            "sha256": checksum(path),
+        }
+        with atomic(self._about(done)) as temporary:
+            temporary.write_text(json.dumps(about), encoding="utf-8")
+        for old in before:
+            if old != self._about(done):
+                self._forget(old)
+        self._since = time.monotonic()
+        self._took = self._since - begun
+
+    def forget(self) -> None:
+        """Removes everything that was saved of the pass."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _read(self, about: Path, said: Mapping[str, Any], like: Any) -> Any:
+        path = about.with_suffix("")
+        if not path.is_dir() or checksum(path) != said["sha256"]:
+            raise ValueError(
+                f"{path} is not what was saved: its checksum differs from that in "
+                f"{about.name}. Restore it, or delete {self.folder} to begin this "
+                "stage again."
+            )
+        leaves, structure = jax.tree.flatten(like)
+        wanted = {
+            str(i): _abstract(x, *shape)
+            for i, (x, shape) in enumerate(zip(leaves, said["leaves"], strict=True))
+            if np.prod(shape[0])
+        }
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.restore(path.absolute(), wanted)
+        filled = [
+            found[str(i)] if np.prod(shape) else np.zeros(shape, kind)
+            for i, (shape, kind) in enumerate(said["leaves"])
+        ]
+        return jax.tree.unflatten(structure, filled)
+
+    def _whole(self) -> list[Path]:
+        """Returns the notes behind the states that are whole, the oldest first."""
+        found = [x for x in self.folder.glob("*.json") if x.stem.isdecimal()]
+        return sorted(found, key=lambda x: int(x.stem))
+
+    def _clear(self) -> None:
+        """Removes what a process that ended while saving left behind."""
+        known = {y for x in self._whole() for y in (x, x.with_suffix(""))}
+        for path in set(self.folder.glob("*")) - known:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _about(self, done: int) -> Path:
+        return self.folder / f"{done}.json"
+
+    def _forget(self, about: Path) -> None:
+        about.unlink(missing_ok=True)
+        shutil.rmtree(about.with_suffix(""), ignore_errors=True)
+
+
+def _kind(x: Any) -> str:
+    return str(x.dtype if isinstance(x, jax.Array) else np.asarray(x).dtype)
+
+
+def _abstract(like: Any, shape: list[int], kind: str) -> Any:
+    """Returns what a saved array is restored as: on the device if it was there."""
+    if isinstance(like, jax.Array):
+        return jax.ShapeDtypeStruct(tuple(shape), kind, sharding=like.sharding)
+    return np.empty(tuple(shape), kind)
