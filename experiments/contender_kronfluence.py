@@ -10,29 +10,18 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from experiments.contender import Data, Job, Stage, Stages
+from experiments.peers import needed
 
-
-def _needed(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as missing:
-        raise ImportError(
-            f"To time kronfluence beside the engine, {missing.name!r} is needed: "
-            "pip install -e '.[peers]'."
-        ) from missing
-
-
-torch = _needed("torch")
+torch = needed("torch", "peers")
 F = torch.nn.functional
-analyzer = _needed("kronfluence.analyzer")
-arguments = _needed("kronfluence.arguments")
-task = _needed("kronfluence.task")
+analyzer = needed("kronfluence.analyzer", "peers")
+arguments = needed("kronfluence.arguments", "peers")
+task = needed("kronfluence.task", "peers")
 
 
 def stages(job: Job, data: Data) -> Stages:

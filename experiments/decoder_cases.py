@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import transformers
+from experiments.peers import needed
+
+transformers = needed("transformers", "parity")
 
 SIZES = {
     "vocab_size": 40,

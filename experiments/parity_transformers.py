@@ -29,16 +29,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peft
-import torch
-import transformers
 from rich.console import Console
 from safetensors.numpy import save_file
 
 from experiments.decoder_cases import CASES, Case
+from experiments.peers import needed
 from influence.model.generate import generate
 from influence.runtime import checkpoints
 from influence.types import named_leaves, with_leaves
+
+peft, torch, transformers = (
+    needed(x, "parity") for x in ("peft", "torch", "transformers")
+)
 
 LOGITS, TIE, STEPS = 1e-4, 1e-3, 12
 """How far logits may differ; when two tokens are as likely; how many are generated."""

@@ -83,7 +83,9 @@ def scan(
     check_params(params)
     check_batches(task, params, batches)
     read = reader(task, params, query, form=form, by_layer=by_layer)
-    values = run(collected("scores", read), batches).transpose(1, 0, 2)
+    ahead = _forward(query, form, by_layer=by_layer)
+    name = "scores, forward mode" if ahead else "scores"
+    values = run(collected(name, read), batches).transpose(1, 0, 2)
     labels = axis(query, by_layer=by_layer)
     return Scores(query.scores(values, batches.ids, n_train, layer=labels))
 
@@ -110,9 +112,9 @@ def reader(
       >>> from influence.attribution.scan import reader
       >>> read = reader(task, params, query)
       >>> read(next(iter(batches))).shape
-      (5, 1, 4)
+      (5, 1, 3)
     """
-    if not by_layer and form is None and len(query.names) <= FORWARD:
+    if _forward(query, form, by_layer=by_layer):
         along = forward.reader(task, params, query)
         return lambda batch: along(batch).sum(-1).T[..., None]
     if form is None:
@@ -121,6 +123,11 @@ def reader(
         forms = query.in_form(form).forms
         each = partial(_read, task, query.layers, AS_GIVEN, params, forms)
     return each if by_layer else lambda batch: each(batch).sum(-1, keepdims=True)
+
+
+def _forward(query: Query, form: Reform | None, *, by_layer: bool) -> bool:
+    """Returns whether forward mode is the cheapest there is."""
+    return not by_layer and form is None and len(query.names) <= FORWARD
 
 
 def _either(

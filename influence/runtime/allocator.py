@@ -17,11 +17,6 @@ def keep_memory() -> bool:
 
     For programs of one's own; the command line does so by itself. What a process has
     once had it then never gives back, so its memory is the most it ever needed.
-
-    Example:
-      >>> from influence.runtime.allocator import keep_memory
-      >>> isinstance(keep_memory(), bool)
-      True
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -58,7 +58,7 @@ class Driver:
       >>> run = driver.run
       >>> fitted = influence.fit(task, params, batches, layers="block.*", run=run)
       >>> list(driver.seconds)
-      ['covariances', 'eigenvalues']
+      ['covariances', 'eigenvectors', 'eigenvalues']
     """
 
     console: Console = field(default_factory=Console)

@@ -32,7 +32,7 @@ class ModelTokenizer:
     Example:
       >>> from tokenizers import Tokenizer, models
       >>> from influence.runtime.corpus.tokenizer import read_tokenizer
-      >>> model = folder / "model"
+      >>> model = folder / "letters"
       >>> model.mkdir()
       >>> _ = (model / "tokenizer_config.json").write_text('{"eos_token": "."}')
       >>> letters = Tokenizer(models.BPE({"a": 0, "b": 1, ".": 2}, []))

@@ -7,10 +7,11 @@ import numpy as np
 import xarray as xr
 
 from influence.runtime import formats
+from influence.runtime.corpus.packed import Packed
 from influence.runtime.corpus.texts import texts
 from influence.runtime.run.job import BASE, MODEL, Corpus, Job
-from influence.runtime.run.scanning import data_of, scores_at, shares_at
-from influence.runtime.run.stream import LAYERS, SCORE, check_scores, read_scores
+from influence.runtime.run.scanning import check_scores, data_of, scores_at, shares_at
+from influence.runtime.run.stream import LAYERS, SCORE, read_scores
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class Found:
         """Returns `(query, train, token)` of the most extreme sequences."""
         parts = []
         for name in self.corpora:
-            own = self._shares(MODEL, name)
+            own = self._shares(MODEL, name).to_dataset(name=SCORE)
             if difference:
-                own = own - self._shares(BASE, name)
-            parts.append(own.to_dataset(name=SCORE))
+                own = own - self._shares(BASE, name).to_dataset(name=SCORE)
+            parts.append(own)
         return _joined(parts, SCORE, join="outer", fill_value=0.0)
 
     def texts(self, ids: list[str]) -> dict[str, str]:
@@ -62,6 +63,11 @@ class Found:
         for name in self.corpora:
             corpus = self.corpus(name)
             own = [x for x in ids if x.rsplit(":", 2)[0] == name]
+            if tokenizer is None:  # its rows are token ids, and that is all they are
+                found |= {
+                    x: " ".join(map(str, tokens_of(corpus.packed, x))) for x in own
+                }
+                continue
             pieces = texts(corpus.packed, corpus.source, own, tokenizer)
             found |= {k: "".join(x) for k, x in pieces.items()}
         return found
@@ -88,22 +94,27 @@ class Found:
         parts = []
         for name in self.corpora:
             path = scores_at(self.job, role, name)
-            check_scores(path)
+            check_scores(self.job, role, name)
             with read_scores(path) as found:
                 kept = found[what if what in found else SCORE]
                 if ids is not None:
                     here = np.isin(kept["train"].values, ids)
                     kept = kept.isel(train=np.flatnonzero(here))
-                parts.append(kept.load().assign_attrs(found.attrs))
-        whole = xr.concat(parts, "train", combine_attrs="override")
-        return (
-            whole if what in (SCORE, whole.name) else whole.expand_dims(layer=["all"])
-        )
+                kept = kept.load().assign_attrs(found.attrs)
+                parts.append(kept.to_dataset(name=what))
+        whole = _joined(parts, what, combine_attrs="override")
+        flat = what == LAYERS and "layer" not in whole.dims
+        return whole.expand_dims(layer=["all"]) if flat else whole
 
     def _shares(self, role: str, corpus: str) -> xr.DataArray:
         name = shares_at(role, corpus)
         found = self.job.ledger.run.read(name, formats.read_scores)
         return found[SCORE]
+
+
+def tokens_of(packed: Packed, id_: str) -> list[int]:
+    """Returns the token ids of a sequence, from its name."""
+    return packed.tokens_at(packed.place_of(id_)).tolist()
 
 
 def _joined(parts: list[xr.Dataset], what: str, **options: Any) -> xr.DataArray:

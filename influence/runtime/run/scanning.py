@@ -29,10 +29,11 @@ from influence.runtime.run.asking import (
 )
 from influence.runtime.run.batching import Measured, fastest, halving, sizes
 from influence.runtime.run.fitting import fitted
-from influence.runtime.run.job import GB, Corpus, Job, Models, clock
+from influence.runtime.run.job import GB, MODEL, Corpus, Job, Models, clock
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
 from influence.runtime.run.options import Data, Scan
 from influence.runtime.run.stream import Names, Stream, read_scores
+from influence.runtime.store import checksum
 
 LARGEST = 4 * GB
 """How many bytes of scores by layer are kept if nothing is said."""
@@ -168,9 +169,8 @@ class _Scanning:
 
     @property
     def name(self) -> str:
-        """Returns what the scan is called: its corpus, and its model if not the own."""
-        base = "" if self.role == "model" else f" under {self.role}"
-        return f"{self.corpus.source.name}{base}"
+        """Returns what the scan is called."""
+        return named(self.role, self.corpus.source.name)
 
     @property
     def path(self) -> Path:
@@ -356,6 +356,27 @@ class _Done(NamedTuple):
 
     stage: Stage
     checksum: str
+
+
+def named(role: str, corpus: str) -> str:
+    """Returns what a scan is called: its corpus, and its model if not the own."""
+    return corpus if role == MODEL else f"{corpus} under {role}"
+
+
+def check_scores(job: Job, role: str, corpus: str) -> None:
+    """Raises if the scores of a corpus are not what was written.
+
+    Raises:
+      FileNotFoundError: if there are none.
+      ValueError: if they changed since.
+    """
+    entry = job.ledger.needed(f"scores of {named(role, corpus)}", "scan")
+    path = scores_at(job, role, corpus)
+    if not path.is_dir() or checksum(path) != entry["checksum"]:
+        raise ValueError(
+            f"{path} is not what the run wrote: its checksum differs from the "
+            "manifest's. Restore it, or delete it and scan again."
+        )
 
 
 def scores_at(job: Job, role: str, corpus: str) -> Path:

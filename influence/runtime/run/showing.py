@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,19 @@ from influence.runtime.corpus.packed import Packed, check_packed
 from influence.runtime.corpus.tokenizer import ModelTokenizer
 from influence.runtime.models import Model, parameters
 from influence.runtime.report import page
-from influence.runtime.run.asking import QUESTIONS, Question, opened_job, tokens_of
+from influence.runtime.run.asking import (
+    QUESTIONS,
+    Question,
+    opened_job,
+    queries_file,
+    tokens_of,
+)
 from influence.runtime.run.found import Found, found
+from influence.runtime.run.found import tokens_of as sequence_tokens
 from influence.runtime.run.job import MODEL, Job, Models, code
 from influence.runtime.run.ledger import locked, opened
 from influence.runtime.run.options import Report, Show, Status
-from influence.runtime.run.scanning import data_of
-from influence.runtime.run.stream import check_scores
+from influence.runtime.run.scanning import check_scores, data_of
 
 SNIPPET = 240
 """How many characters of a sequence are shown in a terminal."""
@@ -140,8 +147,7 @@ def _findings(
 
 def _pieces(results: Found, id_: str, tokenizer: ModelTokenizer | None) -> list[str]:
     """Returns a sequence's text, token by token."""
-    packed = results.corpus(id_.rsplit(":", 2)[0]).packed
-    ids = packed.tokens_at(packed.place_of(id_)).tolist()
+    ids = sequence_tokens(results.corpus(id_.rsplit(":", 2)[0]).packed, id_)
     if tokenizer is None:
         return [f"{x} " for x in ids]
     said, reached = [], ""
@@ -219,7 +225,7 @@ def status(options: Status, console: Console, given: Models | None = None) -> bo
       whether everything that was begun is finished, fresh and whole.
     """
     job = opened_job(opened(options.run), console, given)
-    rows = list(_rows(job))
+    rows = list(examined(job))
     table = Table(title=f"{options.run}", title_justify="left")
     for name in ("stage", "state", "why"):
         table.add_column(name, overflow="fold")
@@ -229,7 +235,8 @@ def status(options: Status, console: Console, given: Models | None = None) -> bo
     return all(x.state == "finished" for x in rows)
 
 
-def _rows(job: Job) -> Iterator[_Row]:
+def examined(job: Job) -> Iterator[_Row]:
+    """Yields what there is to say of every stage, and of everything that is damaged."""
     now, stale = _inputs(job), set[str]()
     for name, entry in job.ledger.stages.items():
         role = "base" if name.endswith("base") or "base " in name else MODEL
@@ -256,6 +263,7 @@ def _inputs(job: Job) -> dict[str, dict[str, str]]:
             found[role]["weights"] = job.weights(role)
         except (OSError, ValueError) as gone:
             found[role]["weights"] = str(gone)
+        found[role] |= _made(job, role)
     for name in [x for x in job.ledger.stages if x.startswith("corpus ")]:
         try:
             data = data_of(job, name.removeprefix("corpus "))
@@ -263,6 +271,16 @@ def _inputs(job: Job) -> dict[str, dict[str, str]]:
         except (OSError, ValueError) as gone:
             found[name] = {"data": str(gone)}
     return found
+
+
+def _made(job: Job, role: str) -> dict[str, str]:
+    """Returns the checksums of what later stages are made from."""
+    sums = {k: x["sha256"] for k, x in job.ledger.run.manifest["artifacts"].items()}
+    files = job.noted(f"curvature of {role}").get("files", [])
+    return {
+        "curvature": " ".join(sums.get(x, "none") for x in files),
+        "queries": sums.get(queries_file(role), "none"),
+    }
 
 
 ORDER = ("corpus", "curvature", "queries", "scores", "tokens")
@@ -287,15 +305,16 @@ def _damage(job: Job) -> Iterator[tuple[str, str]]:
     """Yields every artifact that is not what was written, and how."""
     run = job.ledger.run
     checks: list[tuple[str, Any]] = [
-        (name, lambda name=name: run.read(name, Path))
-        for name in run.manifest["artifacts"]
+        (name, partial(run.read, name, Path)) for name in run.manifest["artifacts"]
     ]
     for name, entry in job.ledger.stages.items():
         if name.startswith("corpus ") and entry["finished"]:
             folder = job.folder / "corpora" / name.removeprefix("corpus ")
-            checks.append((name, lambda folder=folder: check_packed(folder)))
-    for path in sorted(job.folder.glob("*/scores-*.zarr")):
-        checks.append((path.name, lambda path=path: check_scores(path)))
+            checks.append((name, partial(check_packed, folder)))
+        if name.startswith("scores of ") and entry["finished"]:
+            corpus, _, base = name.removeprefix("scores of ").partition(" under ")
+            role = base or MODEL
+            checks.append((name, partial(check_scores, job, role, corpus)))
     for name, check in checks:
         try:
             check()

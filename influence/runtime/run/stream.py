@@ -25,6 +25,7 @@ import xarray as xr
 import zarr
 
 from influence.runtime.saves import COST
+from influence.runtime.store import checksum
 
 CHUNK = 1 << 21
 """About how many bytes of scores lie together in one file."""
@@ -115,7 +116,7 @@ class Stream:
             self._commit(whole)
 
     def finish(self) -> str:
-        """Compares everything with its checksums; returns one of all of them.
+        """Compares everything with its checksums; returns one of the whole folder.
 
         Raises:
           ValueError: if something is damaged, or missing.
@@ -123,8 +124,9 @@ class Stream:
         lines = committed(self.log)
         if lines[-1].get("stop", 0) != len(self.names.train):
             raise ValueError(f"{self.path} has {self.done} sequences, not all.")
+        whole = checksum(self.path)
         _check(self.path, lines[1:])
-        return hashlib.sha256(self.log.read_bytes()).hexdigest()
+        return whole
 
     def _begin(self) -> None:
         for path in (self.path, self.log):
@@ -165,7 +167,8 @@ class Stream:
         arrays = _arrays(now, bool(self.names.layer), self.dtype)
         for name, values in arrays.items():
             root[name][:, place] = values
-        root["train"][place] = _words(self.names.train[place])
+        arrays["train"] = _words(self.names.train[place])
+        root["train"][place] = arrays["train"]
         _flush(self.path, since=begun)
         sums = {name: _digest(x) for name, x in arrays.items()}
         self._say({"start": place.start, "stop": place.stop, **sums})
@@ -192,15 +195,6 @@ def committed(log: Path) -> list[dict[str, Any]]:
         return []
     *whole, _ = log.read_text(encoding="utf-8").split("\n")
     return [json.loads(x) for x in whole]
-
-
-def check_scores(path: Path) -> None:
-    """Compares scores with their checksums.
-
-    Raises:
-      ValueError: naming the sequences whose scores are damaged.
-    """
-    _check(path, committed(path.with_suffix(".log.jsonl"))[1:])
 
 
 def read_scores(path: Path) -> xr.Dataset:
@@ -231,11 +225,11 @@ def _pieces(
 ) -> Iterator[tuple[Mapping[str, Any], str, np.ndarray]]:
     root: Any = zarr.open_group(path, mode="r")
     for line in lines:
-        for name in (SCORE, LAYERS):
+        for name in (SCORE, LAYERS, "train"):
             if name in line:
                 place = slice(line["start"], line["stop"])
                 try:
-                    values = np.asarray(root[name][:, place])
+                    values = np.asarray(root[name][..., place, *_rest(name)])
                 except Exception as error:  # noqa: BLE001  a codec may raise anything
                     raise ValueError(
                         f"{path / name} can't be read: {error}. Restore it, or delete "
@@ -269,7 +263,14 @@ def _words(values: Sequence[str]) -> np.ndarray:
     return np.array([str(x) for x in values], dtype=object)
 
 
+def _rest(name: str) -> tuple[slice, ...]:
+    """Returns the axes behind that of the sequences, whole."""
+    return (slice(None),) if name == LAYERS else ()
+
+
 def _digest(values: np.ndarray) -> str:
+    if values.dtype.kind in "OTU":
+        return hashlib.sha256("\0".join(map(str, values)).encode()).hexdigest()
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 

@@ -1,0 +1,19 @@
+"""Libraries to compare with, which only some environments have."""
+
+from importlib import import_module
+from typing import Any
+
+
+def needed(name: str, extra: str) -> Any:
+    """Returns a module.
+
+    Raises:
+      ImportError: if it is not installed, naming the extra it comes with.
+    """
+    try:
+        return import_module(name)
+    except ImportError as missing:
+        raise ImportError(
+            f"{missing.name!r} is needed to compare with: pip install -e '.[{extra}]', "
+            "after PyTorch's CPU build."
+        ) from missing
