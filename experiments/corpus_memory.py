@@ -16,30 +16,27 @@ their paths' checksums', none longer than 100,000 characters.
 import json
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from zlib import crc32
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.material import sources, write_corpus, write_tokenizer
+from experiments.process import anonymous
 from influence.attribution.lexical import candidates
 from influence.runtime.corpus.pack import pack
 from influence.runtime.corpus.plan import Plan
 from influence.runtime.corpus.source import open_source
 from influence.runtime.corpus.texts import texts
 from influence.runtime.corpus.tokenizer import read_tokenizer
-from influence.runtime.data import Text, train_tokenizer
-
-LONGEST = 100_000
-"""The longest source, in characters."""
 
 QUERY = "def __init__(self, name: str) -> None:"
 
@@ -51,38 +48,6 @@ class Stage:
     name: str
     seconds: float
     megabytes: float
-
-
-def sources() -> Iterator[str]:
-    """Yields the Python sources of this environment, mixed, the longest left out."""
-    roots = {sysconfig.get_paths()[name] for name in ("stdlib", "purelib")}
-    paths = [x for root in roots for x in Path(root).rglob("*.py")]
-    for path in sorted(paths, key=lambda x: (crc32(str(x).encode()), x)):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-        if 0 < len(text) <= LONGEST:
-            yield text
-
-
-def write_corpus(path: Path, megabytes: float) -> float:
-    """Writes sources as JSON lines, and returns how many megabytes of text they are."""
-    size = 0
-    with path.open("w", encoding="utf-8") as file:
-        for text in sources():
-            if size >= megabytes * 1e6:
-                break
-            file.write(json.dumps({"text": text}) + "\n")
-            size += len(text.encode())
-    return size / 1e6
-
-
-def anonymous() -> float:
-    """Returns this process's anonymous memory, in megabytes."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (line,) = (x for x in status.splitlines() if x.startswith("RssAnon"))
-    return int(line.split()[1]) / 1024
 
 
 @contextmanager
@@ -132,9 +97,7 @@ def main(megabytes: float = 20) -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             written = write_corpus(folder / "corpus.jsonl", size)
-            library = (Text("", x) for _, x in zip(range(200), sources(), strict=False))
-            tokenizer = train_tokenizer(library, 8192)
-            tokenizer.save(str(folder / "tokenizer.json"))
+            write_tokenizer(folder, islice(sources(), 200), 8192)
             command = [sys.executable, "-m", "experiments.corpus_memory", name]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             rows = json.loads(done.stdout)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from influence.runtime.store import atomic, checksum
+from influence.runtime.store import atomic, checksum, signed, unsigned
 
 COST = 0.02
 """The largest share of a pass's time that may go into saving it."""
@@ -64,7 +64,7 @@ class Saves:
         """
         self._clear()
         for about in reversed(self._whole()):
-            said = json.loads(about.read_text(encoding="utf-8"))
+            said = unsigned(about.read_bytes(), about)
             if said["key"] == self.key:
                 return Saved(self._read(about, said, like), said["done"])
         return None
@@ -92,7 +92,7 @@ class Saves:
             "sha256": checksum(path),
         }
         with atomic(self._about(done)) as temporary:
-            temporary.write_text(json.dumps(about), encoding="utf-8")
+            temporary.write_text(json.dumps(signed(about)), encoding="utf-8")
         for old in before:
             if old != self._about(done):
                 self._forget(old)
@@ -104,14 +104,18 @@ class Saves:
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
+    def check(self) -> None:
+        """Raises unless all that is saved of the pass is what was saved.
+
+        Raises:
+          ValueError: naming what is damaged.
+        """
+        for about in self._whole():
+            _check(about, unsigned(about.read_bytes(), about))
+
     def _read(self, about: Path, said: Mapping[str, Any], like: Any) -> Any:
         path = about.with_suffix("")
-        if not path.is_dir() or checksum(path) != said["sha256"]:
-            raise ValueError(
-                f"{path} is not what was saved: its checksum differs from that in "
-                f"{about.name}. Restore it, or delete {self.folder} to begin this "
-                "stage again."
-            )
+        _check(about, said)
         leaves, structure = jax.tree.flatten(like)
         wanted = {
             str(i): _abstract(x, *shape)
@@ -146,6 +150,17 @@ class Saves:
     def _forget(self, about: Path) -> None:
         about.unlink(missing_ok=True)
         shutil.rmtree(about.with_suffix(""), ignore_errors=True)
+
+
+def _check(about: Path, said: Mapping[str, Any]) -> None:
+    """Raises unless a state is the one that is spoken of."""
+    path = about.with_suffix("")
+    if not path.is_dir() or checksum(path) != said["sha256"]:
+        raise ValueError(
+            f"{path} is not what was saved: its checksum differs from that in "
+            f"{about.name}. Restore it, or delete {about.parent} to begin this stage "
+            "again."
+        )
 
 
 def _kind(x: Any) -> str:

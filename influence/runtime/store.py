@@ -2,8 +2,8 @@
 
 Everything is written to a temporary name and renamed, so a name that exists is a file
 that was finished. The manifest is written last and again after every artifact; it holds
-each one's checksum. What is not in the manifest was not finished, and what no longer
-has its checksum is damaged: neither is trusted.
+each one's checksum, and its own. What is not in the manifest was not finished, and what
+no longer has its checksum is damaged: neither is trusted.
 """
 
 import hashlib
@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+
+TORN = ".*.tmp"
+"""What files are called that are not finished."""
 
 Writer = Callable[[Path], Any]
 """Writes an artifact to a path that does not exist yet."""
@@ -68,8 +71,13 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Returns what the run says of itself."""
-        return json.loads(self.path(MANIFEST).read_text(encoding="utf-8"))
+        """Returns what the run says of itself.
+
+        Raises:
+          ValueError: if the manifest was changed since it was written.
+        """
+        path = self.path(MANIFEST)
+        return unsigned(path.read_bytes(), path)
 
     def note(self, **about: Any) -> None:
         """Adds to what the run says of itself."""
@@ -113,9 +121,47 @@ class Run:
         return reader(self.path(name))
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        text = json.dumps(signed(manifest), indent=2, ensure_ascii=False)
         with atomic(self.path(MANIFEST)) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
+
+
+SIGNED = "sha256 of the rest"
+"""The key of a record's own checksum."""
+
+
+def signed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record with its own checksum, as it is written."""
+    return {**record, SIGNED: _sum(record)}
+
+
+def unsigned(text: str | bytes, path: Path) -> dict[str, Any]:
+    """Returns a record from its JSON, without its checksum.
+
+    Args:
+      text: the JSON.
+      path: where it was read.
+
+    Raises:
+      ValueError: if it was changed since it was signed.
+    """
+    try:
+        record = json.loads(text)
+        said = record.pop(SIGNED)
+    except (ValueError, KeyError, AttributeError):
+        record, said = {}, None
+    if said != _sum(record):
+        raise ValueError(
+            f"{path} is not what was written: a record in it does not have its own "
+            "checksum. Restore it, or delete what it is of and run again."
+        )
+    return record
+
+
+def _sum(record: Mapping[str, Any]) -> str:
+    """Returns a SHA-256 of what JSON makes of a record."""
+    text = json.dumps(json.loads(json.dumps(record)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def checksum(path: Path) -> str:
@@ -137,7 +183,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
       OSError: if writing failed, naming `path`; the temporary path is gone.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TORN[2:]}")
     try:
         yield temporary
         _flush(temporary)

@@ -25,6 +25,7 @@ from influence.runtime.corpus.packed import (
     FILES,
     PIECE,
     Packed,
+    check_chunks,
     digest,
     file_of,
     kinds,
@@ -34,7 +35,7 @@ from influence.runtime.corpus.plan import Cut, Plan
 from influence.runtime.corpus.source import Source, check_source, documents
 from influence.runtime.corpus.tokenizer import ModelTokenizer
 from influence.runtime.corpus.tokens import Tokens, packable, tokenised
-from influence.runtime.store import MANIFEST, Run
+from influence.runtime.store import MANIFEST, Run, signed, unsigned
 
 TAIL = 4096
 """More bytes than a line of the list of chunks has."""
@@ -197,7 +198,11 @@ def _write(
 
 
 def _committed(run: Run) -> Totals:
-    """Returns what the last line of the list of chunks says; cuts off half a line."""
+    """Returns what the last line of the list of chunks says; cuts off half a line.
+
+    Raises:
+      ValueError: if what was packed is damaged.
+    """
     path = run.path(CHUNKS)
     path.touch()
     with path.open("rb+") as file:
@@ -207,7 +212,8 @@ def _committed(run: Run) -> Totals:
         file.truncate(end - len(torn))
     if start == end or not lines:
         return Totals()
-    found = json.loads(lines[-1])
+    check_chunks(run)
+    found = unsigned(lines[-1], path)
     found = Totals(**{k: found[k] for k in Totals._fields})
     return found._replace(last=Place(*found.last))
 
@@ -217,13 +223,7 @@ def _opened(run: Run, dtype: np.dtype, totals: Totals) -> Iterator[BinaryIO]:
     for name, kind in zip(FILES, kinds(dtype), strict=True):
         path = file_of(run, name)
         path.touch()
-        committed = getattr(totals, name) * kind.itemsize
-        if path.stat().st_size < committed:
-            raise ValueError(
-                f"{path} has {path.stat().st_size} bytes of the {committed} that were "
-                "committed. Restore it, or delete the folder and pack again."
-            )
-        os.truncate(path, committed)
+        os.truncate(path, getattr(totals, name) * kind.itemsize)
         yield path.open("ab")
 
 
@@ -276,7 +276,7 @@ def _commit(
         os.fsync(file.fileno())
         start, stop = (getattr(x, name) * kind.itemsize for x in (before, totals))
         sums[name] = digest(file_of(run, name), start, stop)
-    line = json.dumps({**totals._asdict(), "sha256": sums})
+    line = json.dumps(signed({**totals._asdict(), "sha256": sums}))
     with run.path(CHUNKS).open("ab") as chunks:
         chunks.write(f"{line}\n".encode())
         chunks.flush()

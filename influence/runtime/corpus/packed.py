@@ -11,7 +11,6 @@ tokens of that row come before it.
 """
 
 import hashlib
-import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from influence.model.examples import keys
-from influence.runtime.store import MANIFEST, Run
+from influence.runtime.store import MANIFEST, Run, unsigned
 from influence.types import Batch
 
 PIECE = np.dtype(
@@ -332,23 +331,34 @@ def check_packed(folder: str | Path) -> None:
       >>> check_packed(folder / "packed")
     """
     run = read_packed(folder).run
-    dtype, before = run.manifest["dtype"], dict.fromkeys(FILES, 0)
-    with run.path(CHUNKS).open("rb") as lines:
-        for chunk in map(json.loads, lines):
-            for name, kind in zip(FILES, kinds(dtype), strict=True):
-                start, stop = before[name] * kind.itemsize, chunk[name] * kind.itemsize
-                if digest(file_of(run, name), start, stop) != chunk["sha256"][name]:
-                    raise ValueError(
-                        f"{file_of(run, name)} is damaged between byte {start} and "
-                        f"{stop}: its checksum differs from that in {CHUNKS}. Restore "
-                        "it, or delete the folder and pack again."
-                    )
-            before = chunk
-    if any(before[name] != run.manifest[name] for name in FILES):
+    last = check_chunks(run)
+    if any(last[name] != run.manifest[name] for name in FILES):
         raise ValueError(
             f"{run.path(CHUNKS)} ends before the files do. Restore it, or delete the "
             "folder and pack again."
         )
+
+
+def check_chunks(run: Run) -> dict[str, Any]:
+    """Compares what is packed so far with its checksums; returns where it ends.
+
+    Raises:
+      ValueError: naming the file and the bytes that are damaged.
+    """
+    dtype, before = run.manifest["dtype"], dict[str, Any](dict.fromkeys(FILES, 0))
+    lines = run.path(CHUNKS).read_bytes() if run.path(CHUNKS).exists() else b""
+    for line in lines.split(b"\n")[:-1]:
+        chunk = unsigned(line, run.path(CHUNKS))
+        for name, kind in zip(FILES, kinds(dtype), strict=True):
+            start, stop = before[name] * kind.itemsize, chunk[name] * kind.itemsize
+            if digest(file_of(run, name), start, stop) != chunk["sha256"][name]:
+                raise ValueError(
+                    f"{file_of(run, name)} is damaged between byte {start} and "
+                    f"{stop}: its checksum differs from that in {CHUNKS}. Restore "
+                    "it, or delete the folder and pack again."
+                )
+        before = chunk
+    return before
 
 
 def file_of(run: Run, name: str) -> Path:

@@ -49,12 +49,14 @@ class Question(NamedTuple):
         return f"{self.name}: {self.prompt!r} → {self.completion!r}{instead}"
 
 
-def query(options: Query, console: Console, given: Models | None = None) -> Ledger:
+def query(
+    options: Query, console: Console | None = None, given: Models | None = None
+) -> Ledger:
     """Solves for a run's questions, under all of its models.
 
     Args:
       options: what is asked, and how it is solved for.
-      console: where to show what happens.
+      console: where to show what happens; the terminal if left out.
       given: models by role instead of opening them, as for `fit`.
 
     Raises:
@@ -75,7 +77,9 @@ def query(options: Query, console: Console, given: Models | None = None) -> Ledg
     return ledger
 
 
-def opened_job(ledger: Ledger, console: Console, given: Models | None) -> Job:
+def opened_job(
+    ledger: Ledger, console: Console | None = None, given: Models | None = None
+) -> Job:
     """Returns a run's job, as it was fitted.
 
     Raises:
@@ -88,7 +92,8 @@ def opened_job(ledger: Ledger, console: Console, given: Models | None) -> Job:
             f"The run in {folder} was not fitted. `influence fit {folder} --model … "
             "--data …` begins one."
         )
-    return Job(ledger, from_json(said, folder), given or {}, console, Driver(console))
+    shown = console or Console()
+    return Job(ledger, from_json(said, folder), given or {}, shown, Driver(shown))
 
 
 def questions(options: Query) -> list[Question]:

@@ -69,12 +69,14 @@ PASSES = {"ekfac": 2, "shampoo": 2, "kfac": 1, "diagonal": 1, "identity": 0}
 """How often each method walks over the data."""
 
 
-def fit(options: Fit, console: Console, given: Models | None = None) -> Ledger:
+def fit(
+    options: Fit, console: Console | None = None, given: Models | None = None
+) -> Ledger:
     r"""Fits the curvature of a run's models, or goes on with what was begun.
 
     Args:
       options: what is fitted, to what.
-      console: where to show what will be done, and what happens.
+      console: where to show what will be done, and what happens; the terminal.
       given: models by role, `model` and `base`, instead of opening them.
 
     Raises:
@@ -102,8 +104,11 @@ def fit(options: Fit, console: Console, given: Models | None = None) -> Ledger:
     """
     with locked(options.run):
         ledger = begin(options.run)
-        job = Job(ledger, options, given or {}, console, Driver(console))
+        shown = console or Console()
+        job = Job(ledger, options, given or {}, shown, Driver(shown))
         model = job.model(MODEL)
+        if "fit" not in ledger.run.manifest:
+            ledger.run.note(fit=as_json(options))  # `status` has something to go by
         corpus = job.pack(model, options.data)
         ledger.run.note(fit=as_json(options))
         _Fitting(job, MODEL, model, corpus).all_layers()

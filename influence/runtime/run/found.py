@@ -1,15 +1,19 @@
 """What a run has found: its scores, whatever corpora and models they are of."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from rich.console import Console
 
 from influence.runtime import formats
 from influence.runtime.corpus.packed import Packed
 from influence.runtime.corpus.texts import texts
-from influence.runtime.run.job import BASE, MODEL, Corpus, Job
+from influence.runtime.run.asking import opened_job
+from influence.runtime.run.job import BASE, MODEL, Corpus, Job, Models
+from influence.runtime.run.ledger import opened
 from influence.runtime.run.scanning import check_scores, data_of, scores_at, shares_at
 from influence.runtime.run.stream import LAYERS, SCORE, read_scores
 
@@ -123,8 +127,32 @@ def _joined(parts: list[xr.Dataset], what: str, **options: Any) -> xr.DataArray:
     return whole[what]
 
 
+def results(run: str | Path, given: Models | None = None) -> Found:
+    r"""Returns what a run has found.
+
+    Args:
+      run: the run folder.
+      given: models by role, if they were given to `fit`.
+
+    Raises:
+      FileNotFoundError: if nothing was scanned to its end.
+
+    Example:
+      >>> from influence.attribution.scores import rankings
+      >>> from influence.runtime.run.found import results
+      >>> found = results(folder / "asked", {"model": own})
+      >>> total = found.total()
+      >>> total.dims, found.corpora
+      (('query', 'train'), ('up',))
+      >>> best = rankings(total, 1)[0][0]
+      >>> found.texts([best.id])
+      {}
+    """
+    return found(opened_job(opened(Path(run)), Console(quiet=True), given))
+
+
 def found(job: Job) -> Found:
-    """Returns what a run has found.
+    """Returns what a run has found, from its job.
 
     Raises:
       FileNotFoundError: if nothing was scanned to its end.

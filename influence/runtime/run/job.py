@@ -130,6 +130,7 @@ class Job:
             cuts=apart if packing.apart else joined,
             special_tokens=packing.special_tokens,
             skip_empty=data.skip_empty,
+            chunk=packing.chunk,
         )
 
     def source(self, data: Data, name: str | None = None) -> Source:
@@ -211,14 +212,15 @@ class Job:
 
     def corpus_stage(self, model: Model, data: Data, source: Source) -> Stage:
         """Returns the stage of a corpus."""
-        plan = self.plan(model, self.options.packing, data)
+        about = self.plan(model, self.options.packing, data).about
+        del about["chunk"]  # sequences do not depend on it
         return Stage(
             f"corpus {source.name}",
             {
                 "data": source.fingerprint(),
                 "column": source.column,
                 "tokenizer": model.tokenizer.sha256 if model.tokenizer else "none",
-                "packing": json.dumps(plan.about, sort_keys=True),
+                "packing": json.dumps(about, sort_keys=True),
             },
         )
 

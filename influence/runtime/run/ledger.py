@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from influence.runtime.store import MANIFEST, Run
+from influence.runtime.store import MANIFEST, TORN, Run
 
 FORMAT = 1
 """Of run folders. A folder of another format is refused, not guessed at."""
@@ -154,6 +155,8 @@ def opened(folder: Path) -> Ledger:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a run folder.
 
+    What a process was writing when it was killed is removed: nothing refers to it.
+
     Raises:
       BlockingIOError: if another process is at work in it, naming that.
     """
@@ -171,6 +174,11 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        for torn in list(folder.rglob(TORN)):
+            if torn.is_dir():
+                shutil.rmtree(torn)
+            else:
+                torn.unlink()
         yield
 
 

@@ -45,6 +45,7 @@ class Packing:
       within: Attention does not cross documents.
       separator: What ends a document: `eos`, `none`, or a token id.
       special_tokens: Whether the tokenizer puts its own around every text.
+      chunk: After so many tokens what was packed is saved.
     """
 
     context: int | None = None
@@ -52,6 +53,7 @@ class Packing:
     within: bool = False
     separator: str = "eos"
     special_tokens: bool = False
+    chunk: int = 1 << 22
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from influence.runtime.run.fitting import fitted
 from influence.runtime.run.job import GB, MODEL, Corpus, Job, Models, clock
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
 from influence.runtime.run.options import Data, Scan
-from influence.runtime.run.stream import Names, Stream, read_scores
+from influence.runtime.run.stream import Names, Stream, forget, read_scores
 from influence.runtime.store import checksum
 
 LARGEST = 4 * GB
@@ -54,12 +54,14 @@ class Keep(NamedTuple):
     top: int | None = None
 
 
-def scan(options: Scan, console: Console, given: Models | None = None) -> Ledger:
+def scan(
+    options: Scan, console: Console | None = None, given: Models | None = None
+) -> Ledger:
     """Scores a run's corpora for its questions, or goes on with what was begun.
 
     Args:
       options: what is scanned, and what is kept.
-      console: where to show what will be done, and what happens.
+      console: where to show what will be done, and what happens; the terminal.
       given: models by role instead of opening them, as for `fit`.
 
     Raises:
@@ -165,6 +167,7 @@ class _Scanning:
                 self._smaller,
             )
             self.job.ledger.finish(done.stage, checksum=done.checksum)
+        forget(self.path)
         self._tokens(chosen, batch.size)
 
     @property

@@ -1,6 +1,5 @@
 """`influence show`, `report` and `status`: what a run has found, and how far it is."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from influence.attribution.scores import rankings
 from influence.model.continuation import Continuation, continuations
 from influence.model.examples import prompted
 from influence.runtime import formats
-from influence.runtime.corpus.packed import Packed, check_packed
+from influence.runtime.corpus.packed import Packed, check_chunks, check_packed
 from influence.runtime.corpus.tokenizer import ModelTokenizer
 from influence.runtime.models import Model, parameters
 from influence.runtime.report import page
@@ -32,7 +31,10 @@ from influence.runtime.run.found import tokens_of as sequence_tokens
 from influence.runtime.run.job import MODEL, Job, Models, code
 from influence.runtime.run.ledger import locked, opened
 from influence.runtime.run.options import Report, Show, Status
-from influence.runtime.run.scanning import check_scores, data_of
+from influence.runtime.run.scanning import check_scores, data_of, scores_at
+from influence.runtime.run.stream import check_begun
+from influence.runtime.saves import Saves
+from influence.runtime.store import Run
 
 SNIPPET = 240
 """How many characters of a sequence are shown in a terminal."""
@@ -40,7 +42,9 @@ SNIPPET = 240
 REPORT, DIFFERENCE = "report.html", "report-difference.html"
 
 
-def show(options: Show, console: Console, given: Models | None = None) -> None:
+def show(
+    options: Show, console: Console | None = None, given: Models | None = None
+) -> None:
     """Prints the sequences that matter most for a run's questions.
 
     Raises:
@@ -58,7 +62,7 @@ def show(options: Show, console: Console, given: Models | None = None) -> None:
     ids = {y.id for x in (*highest, *lowest) for y in x}
     texts = results.texts(sorted(ids))
     for question, up, down in zip(chosen, highest, lowest, strict=True):
-        console.rule(escape(str(question)), align="left")
+        job.console.rule(escape(str(question)), align="left")
         for ranking, what in ((up, "raises it most"), (down, "lowers it most")):
             table = Table(title=f"{what} ({ranking.unit})", title_justify="left")
             table.add_column("score", justify="right")
@@ -66,8 +70,8 @@ def show(options: Show, console: Console, given: Models | None = None) -> None:
                 table.add_column(name, overflow="fold")
             for x in ranking:
                 table.add_row(f"{x.score:+.3g}", escape(x.id), _snippet(texts[x.id]))
-            console.print(table)
-    console.print(_about(total), highlight=False)
+            job.console.print(table)
+    job.console.print(_about(total), highlight=False)
 
 
 def _about(total: xr.DataArray) -> str:
@@ -106,7 +110,9 @@ def _chosen(asked: Sequence[Question], word: str | None) -> list[Question]:
     return named
 
 
-def report(options: Report, console: Console, given: Models | None = None) -> Path:
+def report(
+    options: Report, console: Console | None = None, given: Models | None = None
+) -> Path:
     """Writes a page about a run; a second one about the difference if it has a base.
 
     Raises:
@@ -120,7 +126,7 @@ def report(options: Report, console: Console, given: Models | None = None) -> Pa
             if not difference or len(job.roles) > 1:
                 made = _findings(job, results, model, difference)
                 job.ledger.run.write(name, formats.write_text(page.render(made)))
-                console.print(f"The page: {job.folder / name}", soft_wrap=True)
+                job.console.print(f"The page: {job.folder / name}", soft_wrap=True)
     return job.folder / REPORT
 
 
@@ -218,7 +224,9 @@ class _Row(NamedTuple):
     why: str
 
 
-def status(options: Status, console: Console, given: Models | None = None) -> bool:
+def status(
+    options: Status, console: Console | None = None, given: Models | None = None
+) -> bool:
     """Prints what a run has finished, what is stale and why, and what is damaged.
 
     Returns:
@@ -231,7 +239,7 @@ def status(options: Status, console: Console, given: Models | None = None) -> bo
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    console.print(table)
+    job.console.print(table)
     return all(x.state == "finished" for x in rows)
 
 
@@ -296,8 +304,8 @@ def _upstream(first: str, second: str) -> bool:
 def _saved(job: Job, stage: str) -> str:
     """Returns how far a stage is that is not finished."""
     folder = job.folder / "saves" / stage.replace(" ", "-")
-    notes = [json.loads(x.read_text()) for x in folder.glob("*/*.json")]
-    said = [f"{x['done']} batches saved" for x in notes if "done" in x]
+    done = [int(x.stem) for x in folder.glob("*/*.json") if x.stem.isdecimal()]
+    said = [f"{x} batches saved" for x in done]
     return ", ".join(said) or "nothing saved yet"
 
 
@@ -308,13 +316,19 @@ def _damage(job: Job) -> Iterator[tuple[str, str]]:
         (name, partial(run.read, name, Path)) for name in run.manifest["artifacts"]
     ]
     for name, entry in job.ledger.stages.items():
-        if name.startswith("corpus ") and entry["finished"]:
+        if name.startswith("corpus "):
             folder = job.folder / "corpora" / name.removeprefix("corpus ")
-            checks.append((name, partial(check_packed, folder)))
-        if name.startswith("scores of ") and entry["finished"]:
+            finished = partial(check_packed, folder)
+            begun = partial(check_chunks, Run(folder))
+            checks.append((name, finished if entry["finished"] else begun))
+        if name.startswith("scores of "):
             corpus, _, base = name.removeprefix("scores of ").partition(" under ")
-            role = base or MODEL
-            checks.append((name, partial(check_scores, job, role, corpus)))
+            asked = job, base or MODEL, corpus
+            finished = partial(check_scores, *asked)
+            begun = partial(check_begun, scores_at(*asked))
+            checks.append((name, finished if entry["finished"] else begun))
+        folders = (job.folder / "saves" / name.replace(" ", "-")).glob("*")
+        checks += [(name, Saves(x, entry["key"], 0.0).check) for x in folders]
     for name, check in checks:
         try:
             check()

@@ -4,6 +4,7 @@
                         the names of everything; opens with xarray
     scores.log.jsonl    a line for each stretch of sequences that is whole on the disk,
                         with the checksum of its numbers
+    scores.tail-N.npy   those before sequence N that do not fill a file yet
 
 Numbers are trusted only where a line says that they are whole. A process that ends
 loses what it had not yet said so of, and nothing else.
@@ -17,6 +18,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ import xarray as xr
 import zarr
 
 from influence.runtime.saves import COST
-from influence.runtime.store import checksum
+from influence.runtime.store import atomic, checksum, signed, unsigned
 
 CHUNK = 1 << 21
 """About how many bytes of scores lie together in one file."""
@@ -78,7 +80,7 @@ class Stream:
     @property
     def log(self) -> Path:
         """Returns the file that says what is whole."""
-        return self.path.with_suffix(".log.jsonl")
+        return _log_at(self.path)
 
     @property
     def chunk(self) -> int:
@@ -98,22 +100,22 @@ class Stream:
             self._cut(lines)
             self.done = lines[-1].get("stop", 0)
             _check(self.path, lines[1:])
+            self._rows = list(_tail(self.path, lines))
         else:
             self._begin()
         self._since = time.monotonic()
-        whole = self.done == len(self.names.train)
-        return -(-self.done // self.batch) if whole else self.done // self.batch
+        return -(-(self.done + sum(map(len, self._rows))) // self.batch)
 
     def add(self, scores_BxQxL: np.ndarray) -> None:
-        """Takes in one batch's scores, and commits what is whole if it is time to."""
+        """Takes in one batch's scores, and commits them if it is time to."""
         self._rows.append(scores_BxQxL)
         held = sum(map(len, self._rows))
         last = self.done + held == len(self.names.train)
         due = time.monotonic() - self._since >= max(self.every, self._took / COST)
-        # Pieces of a file would have to be written over later: only whole ones go.
-        whole = held if last else held - held % self.chunk
-        if last or (due and whole):
-            self._commit(whole)
+        if last or due:
+            # Part of a file would have to be written over later, and a process may end
+            # while it does: only whole files go there, the rest into one of its own.
+            self._commit(held if last else held - held % self.chunk)
 
     def finish(self) -> str:
         """Compares everything with its checksums; returns one of the whole folder.
@@ -126,13 +128,14 @@ class Stream:
             raise ValueError(f"{self.path} has {self.done} sequences, not all.")
         whole = checksum(self.path)
         _check(self.path, lines[1:])
+        self._clear()
         return whole
 
     def _begin(self) -> None:
-        for path in (self.path, self.log):
-            if path.is_dir():
-                shutil.rmtree(path)
-            path.unlink(missing_ok=True)
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        self.log.unlink(missing_ok=True)
+        self._clear()
         root = zarr.open_group(self.path, mode="w", attributes=dict(self.attrs))
         queries, train, layers = (
             len(x) for x in (self.names.query, self.names.train, self.names.layer)
@@ -160,41 +163,61 @@ class Stream:
     def _commit(self, whole: int) -> None:
         begun = time.monotonic()
         rows = np.concatenate(self._rows)
-        now, later = rows[:whole], rows[whole:]
-        self._rows = [later] if len(later) else []
-        place = slice(self.done, self.done + whole)
+        line: dict[str, Any] = {"start": self.done, "stop": self.done + whole}
+        if whole:
+            line |= self._fill(rows[:whole], begun)
+        self._rows, self.done = [rows[whole:]], line["stop"]
+        tail = _tail_at(self.path, self.done + len(rows) - whole)
+        if len(rows) > whole:
+            with atomic(tail) as temporary, temporary.open("wb") as file:
+                np.save(file, rows[whole:], allow_pickle=False)
+            line |= {"tail": tail.name, "tail_sha256": checksum(tail)}
+        self._say(line)
+        self._clear(tail)
+        self._since = time.monotonic()
+        self._took = self._since - begun
+
+    def _fill(self, rows: np.ndarray, begun: float) -> dict[str, str]:
+        """Writes sequences that fill files; returns the checksums of their numbers."""
+        place = slice(self.done, self.done + len(rows))
         root: Any = zarr.open_group(self.path, mode="r+")
-        arrays = _arrays(now, bool(self.names.layer), self.dtype)
+        arrays = _arrays(rows, bool(self.names.layer), self.dtype)
         for name, values in arrays.items():
             root[name][:, place] = values
         arrays["train"] = _words(self.names.train[place])
         root["train"][place] = arrays["train"]
         _flush(self.path, since=begun)
-        sums = {name: _digest(x) for name, x in arrays.items()}
-        self._say({"start": place.start, "stop": place.stop, **sums})
-        self.done = place.stop
-        self._since = time.monotonic()
-        self._took = self._since - begun
+        return {name: _digest(x) for name, x in arrays.items()}
+
+    def _clear(self, keep: Path | None = None) -> None:
+        """Removes what is no longer, or was never, spoken of."""
+        for path in self.path.parent.glob(f"{escape(self.path.stem)}.tail-*.npy"):
+            if path != keep:
+                path.unlink()
 
     def _say(self, line: Mapping[str, Any]) -> None:
         with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(signed(line)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def _cut(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Leaves nothing in the log behind its last whole line."""
-        text = "".join(json.dumps(x) + "\n" for x in lines)
+        text = "".join(json.dumps(signed(x)) + "\n" for x in lines)
         if self.log.read_text(encoding="utf-8") != text:
             self.log.write_text(text, encoding="utf-8")
 
 
 def committed(log: Path) -> list[dict[str, Any]]:
-    """Returns the whole lines of a log."""
+    """Returns the whole lines of a log.
+
+    Raises:
+      ValueError: if one was changed since.
+    """
     if not log.is_file():
         return []
-    *whole, _ = log.read_text(encoding="utf-8").split("\n")
-    return [json.loads(x) for x in whole]
+    *whole, _ = log.read_bytes().split(b"\n")
+    return [unsigned(x, log) for x in whole]
 
 
 def read_scores(path: Path) -> xr.Dataset:
@@ -208,6 +231,44 @@ def read_scores(path: Path) -> xr.Dataset:
         k: x.astype(object) for k, x in found.coords.items() if x.dtype.kind in "TU"
     }
     return found.assign_coords(words)
+
+
+def check_begun(path: Path) -> None:
+    """Raises if what is whole of scores that are not finished was changed since.
+
+    Raises:
+      ValueError: naming what is damaged.
+    """
+    lines = committed(_log_at(path))
+    if lines and path.is_dir():
+        _check(path, lines[1:])
+        _tail(path, lines)
+
+
+def forget(path: Path) -> None:
+    """Removes what was said of scores that are finished, and known as a whole."""
+    _log_at(path).unlink(missing_ok=True)
+
+
+def _log_at(path: Path) -> Path:
+    return path.with_suffix(".log.jsonl")
+
+
+def _tail_at(path: Path, stop: int) -> Path:
+    return path.with_suffix(f".tail-{stop}.npy")
+
+
+def _tail(path: Path, lines: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+    """Returns the sequences that are on the disk but in no file of the scores."""
+    if "tail" not in lines[-1]:
+        return []
+    tail = path.parent / lines[-1]["tail"]
+    if not tail.is_file() or checksum(tail) != lines[-1]["tail_sha256"]:
+        raise ValueError(
+            f"{tail} is not what was written; its checksum differs. Restore it, or "
+            f"delete {path} to scan again."
+        )
+    return [np.load(tail, allow_pickle=False)]
 
 
 def _check(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

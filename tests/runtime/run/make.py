@@ -17,6 +17,7 @@ from influence.runtime.run.asking import query
 from influence.runtime.run.fitting import fit
 from influence.runtime.run.options import Data, Fit, Packing, Query, Scan
 from influence.runtime.run.scanning import scan
+from influence.runtime.store import Run
 from tests import cases
 
 QUIET = Console(quiet=True)
@@ -82,10 +83,10 @@ def copied(folder) -> Path:
     """
     shutil.copytree(finished(), folder, dirs_exist_ok=True)
     path = folder / "texts.jsonl"
-    manifest = folder / "run" / "manifest.json"
-    about = json.loads(manifest.read_text())
-    about["fit"]["data"]["data"] = str(path)
-    manifest.write_text(json.dumps(about))
+    run = Run(folder / "run")
+    about = run.manifest["fit"]
+    about["data"]["data"] = str(path)
+    run.note(fit=about)
     return path
 
 
