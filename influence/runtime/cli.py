@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from influence.runtime.allocator import keep_memory
 from influence.runtime.demo import FAST, LARGE, SMALL
@@ -93,8 +94,9 @@ def main() -> None:
     keep_memory()
     try:
         app.cli(prog="influence")
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+    except (ValueError, OSError, MemoryError, ImportError) as error:
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print("[bold red]error:[/]", escape(str(error)))
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")

@@ -57,9 +57,9 @@ def check_dtype(wanted: Any) -> np.dtype:
         )
     if jax.dtypes.canonicalize_dtype(name) != name:
         raise ValueError(
-            f"{name} does not exist on this device as JAX is set up. Pass "
-            "dtype='float32', or turn it on first: "
-            "`jax.config.update('jax_enable_x64', True)`."
+            f"{name} does not exist on this device as JAX is set up. Take float32, or "
+            "turn it on first: `jax.config.update('jax_enable_x64', True)`, or "
+            "JAX_ENABLE_X64=1 in the environment."
         )
     return jnp.dtype(name)
 

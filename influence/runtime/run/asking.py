@@ -1,6 +1,7 @@
 """`influence query`: from questions to what is scanned for."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 from influence.attribution.forms import Whitened
 from influence.attribution.measurements import Measurement, completions, contrast
 from influence.attribution.query import query as solve
+from influence.curvature.operator import Curvature
 from influence.curvature.solvers import ConjugateGradients, Eigenbasis, Solver
 from influence.linalg.damping import Relative
 from influence.runtime import formats
@@ -18,7 +20,7 @@ from influence.runtime.data import split
 from influence.runtime.driver import Driver
 from influence.runtime.models import Model
 from influence.runtime.run.fitting import curvature_of, fitted
-from influence.runtime.run.job import Corpus, Job, Models, sample
+from influence.runtime.run.job import GB, Corpus, Job, Models, clock, sample
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
 from influence.runtime.run.options import Query, from_json
 
@@ -180,6 +182,7 @@ class _Asking:
         self.job.begin(stage)
         curvature = curvature_of(self.job, self.files)
         measured = self._measurements(asked)
+        self.job.show(f"query {self.role}", self._plan(len(asked), curvature))
         rank = self.options.rank
         with self.job.driver.stage(stage.name):
             found = solve(
@@ -207,16 +210,48 @@ class _Asking:
             },
         )
 
+    def _plan(self, count: int, curvature: Curvature) -> dict[str, str]:
+        """Returns what will be done and what it will cost, in words."""
+        options, timed = self.options, self.job.noted(f"batch of {self.role}")
+        entries = sum(
+            x.columns * x.outputs * math.prod(x.stack) for x in curvature.layers
+        )
+        # A batch that was timed is a forward and a backward pass, three forwards; a
+        # product with the curvature is four, for every question.
+        batches = count / timed["size"]
+        if options.solver == "cg":
+            batches += options.steps * count * options.solve_on / timed["size"] * 4 / 3
+        rank = "" if options.rank is None else f", kept to rank {options.rank}"
+        return {
+            "questions": f"{count}",
+            "layers": f"{len(curvature.layers)}",
+            "solver": f"{options.solver}, damping {self._damping():g} × the mean "
+            "eigenvalue"
+            + (
+                f", {options.steps} steps at most on {options.solve_on} sequences"
+                if options.solver == "cg"
+                else ""
+            ),
+            "memory": f"{8 * count * entries / GB:.2f} GB for gradients and solutions"
+            + rank,
+            "time": f"about {clock(batches * timed['seconds'])}, from a timed batch, "
+            "and compiling",
+        }
+
+    def _damping(self) -> float:
+        """Returns the damping, as a multiple of the mean eigenvalue."""
+        said = self.options.damping
+        return DAMPING[self.options.solver] if said is None else said
+
     def _solver(self) -> Solver:
         """Returns the solver the options name."""
-        name, damping = self.options.solver, self.options.damping
-        damped = Relative(DAMPING[name] if damping is None else damping)
-        if name == "ekfac":
+        damped = Relative(self._damping())
+        if self.options.solver == "ekfac":
             return Eigenbasis(damped)
         chosen = sample(
             self.corpus.packed, self.options.solve_on, self.job.options.seed
         )
-        size = self.job.options.batch or self.job.noted(f"batch of {self.role}")["size"]
+        size = self.job.noted(f"batch of {self.role}")["size"]
         batches = self.job.batches(chosen, size)
         return ConjugateGradients(
             self.model.task, batches, damped, steps=self.options.steps

@@ -69,10 +69,7 @@ def fastest(
             if not exhausted(error):
                 raise
             if best is None:
-                raise MemoryError(
-                    f"There is no room for a batch of {size} sequences on "
-                    f"{jax.devices()[0]}. Fit fewer layers, or take a shorter context."
-                ) from error
+                raise _no_room(size) from error
             return best
         found = Measured(size, time.perf_counter() - begun)
         if best and best.seconds / best.size < WORTH * found.seconds / size:
@@ -85,9 +82,23 @@ def fastest(
     return best
 
 
+def timed(work: Callable[[int], Callable[[], object]], size: int) -> Measured:
+    """Returns what a batch of some size takes, or of half of it if there is no room.
+
+    Args:
+      work: `size -> what to time`.
+      size: to begin with.
+
+    Raises:
+      MemoryError: if there is no room for a single sequence.
+    """
+    return halving(lambda x: fastest(work, iter([x])), size, lambda _: None)
+
+
 def exhausted(error: BaseException) -> bool:
     """Returns whether an error says that the device's memory is full."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+    said = "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+    return said or isinstance(error, MemoryError)
 
 
 def halving(work: Callable[[int], T], size: int, say: Callable[[int], object]) -> T:
@@ -97,15 +108,27 @@ def halving(work: Callable[[int], T], size: int, say: Callable[[int], object]) -
       work: `size -> result`.
       size: to begin with.
       say: is told every size that is gone down to.
+
+    Raises:
+      MemoryError: if there is no room for a single sequence.
     """
     while True:
         try:
             return work(size)
-        except jax.errors.JaxRuntimeError as error:
-            if not exhausted(error) or size == 1:
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not exhausted(error):
                 raise
+            if size == 1:
+                raise _no_room(size) from error
             size //= 2
         say(size)
+
+
+def _no_room(size: int) -> MemoryError:
+    return MemoryError(
+        f"There is no room for a batch of {size} sequences on {jax.devices()[0]}. Take "
+        "fewer layers, a shorter context, or bfloat16."
+    )
 
 
 def free_bytes() -> int:

@@ -31,6 +31,7 @@ from influence.runtime.run.batching import (
     groups,
     halving,
     sizes,
+    timed,
 )
 from influence.runtime.run.job import (
     BASE,
@@ -225,10 +226,9 @@ class _Fitting:
         return noted
 
     def _batch(self, group: tuple[Layer, ...]) -> Measured:
-        """Returns the batch size: that of the options, of before, or one measured."""
-        if self.job.options.batch is not None:
-            return Measured(min(self.job.options.batch, len(self.examples)), 0.0)
-        key = f"{self.model.digest} {self.corpus.digest}"
+        """Returns the batch size: of before, that of the options, or the fastest."""
+        asked = self.job.options.batch
+        key = f"{self.model.digest} {self.corpus.digest} {asked}"
         noted = self.job.noted(f"batch of {self.role}")
         if noted.get("key") == key:
             return Measured(noted["size"], noted["seconds"])
@@ -240,8 +240,12 @@ class _Fitting:
             batch = next(iter(self.batches(size)))
             return lambda: jax.block_until_ready(fold.update(fold.init(), batch))
 
-        with self.job.driver.stage("batch size"):
-            found = fastest(work, sizes(self.examples.context, len(self.examples)))
+        with self.job.driver.stage("one batch, to know what all will take"):
+            if asked is None:
+                tried = sizes(self.examples.context, len(self.examples))
+                found = fastest(work, tried)
+            else:
+                found = timed(work, min(asked, len(self.examples)))
         self.job.note(f"batch of {self.role}", key=key, **found._asdict())
         return found
 
@@ -271,10 +275,8 @@ class _Fitting:
             "passes": f"{passes}" + (f", {len(parts)} groups" * (len(parts) > 1)),
             "batch": f"{batch.size} sequences",
         }
-        if batch.seconds:
-            seconds = passes * batch.seconds * len(examples) / batch.size
-            said["time"] = f"about {clock(seconds)}, from a timed batch"
-        return said
+        seconds = passes * batch.seconds * len(examples) / batch.size
+        return said | {"time": f"about {clock(seconds)}, from a timed batch"}
 
 
 def patterns(group: tuple[Layer, ...]) -> list[str]:

@@ -141,6 +141,7 @@ class Job:
             split=data.split,
             pattern=data.pattern,
             name=name,
+            longest=data.longest,
         )
 
     def pack(self, model: Model, data: Data, name: str | None = None) -> Corpus:
@@ -155,12 +156,17 @@ class Job:
         if not self.ledger.finished(stage):
             if self.begin(stage) and folder.exists():
                 shutil.rmtree(folder)
+            plan = self.plan(model, self.options.packing, data)
+            self.say(
+                f"Every row of {data.data} is looked at, then packed into sequences of "
+                f"at most {plan.context} tokens."
+            )
             with self.driver.stage(stage.name):
                 packed = pack(
                     source,
                     model.tokenizer,
                     folder,
-                    self.plan(model, self.options.packing, data),
+                    plan,
                     watch=_Watch(self.console),
                 )
             self.ledger.finish(stage, sequences=len(packed))

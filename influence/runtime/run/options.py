@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from influence.runtime.corpus.source import LONGEST
+
 Folder = Annotated[Path, tyro.conf.Positional]
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -25,6 +27,7 @@ class Data:
       split: Of a dataset.
       pattern: Of a folder of text files, which: `*.py`.
       skip_empty: Pass over rows without text.
+      longest: How many characters a document may have.
     """
 
     data: str
@@ -32,6 +35,7 @@ class Data:
     split: str | None = None
     pattern: str = "*"
     skip_empty: bool = False
+    longest: int = LONGEST
 
 
 @dataclass(frozen=True)

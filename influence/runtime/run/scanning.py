@@ -27,7 +27,13 @@ from influence.runtime.run.asking import (
     queries_file,
     tokens_of,
 )
-from influence.runtime.run.batching import Measured, fastest, halving, sizes
+from influence.runtime.run.batching import (
+    Measured,
+    fastest,
+    halving,
+    sizes,
+    timed,
+)
 from influence.runtime.run.fitting import fitted
 from influence.runtime.run.job import GB, MODEL, Corpus, Job, Models, clock
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
@@ -282,12 +288,10 @@ class _Scanning:
         )
 
     def _batch(self, chosen: Packed) -> Measured:
-        """Returns the batch size: that of the options, of before, or one measured."""
-        if self.options.batch is not None:
-            return Measured(min(self.options.batch, len(chosen)), 0.0)
-        artifacts = self.job.ledger.run.manifest["artifacts"]
+        """Returns the batch size: of before, that of the options, or the fastest."""
+        artifacts, asked = self.job.ledger.run.manifest["artifacts"], self.options.batch
         queries = artifacts[queries_file(self.role)]["sha256"]
-        key, name = f"{queries} {self.corpus.digest}", f"batch of {self.name}"
+        key, name = f"{queries} {self.corpus.digest} {asked}", f"batch of {self.name}"
         noted = self.job.noted(name)
         if noted.get("key") == key:
             return Measured(noted["size"], noted["seconds"])
@@ -297,8 +301,11 @@ class _Scanning:
             batch = next(iter(self.job.batches(chosen, size)))
             return lambda: jax.block_until_ready(read(batch))
 
-        with self.job.driver.stage("batch size"):
-            found = fastest(work, sizes(chosen.context, len(chosen)))
+        with self.job.driver.stage("one batch, to know what all will take"):
+            if asked is None:
+                found = fastest(work, sizes(chosen.context, len(chosen)))
+            else:
+                found = timed(work, min(asked, len(chosen)))
         self.job.note(name, key=key, **found._asdict())
         return found
 
@@ -322,11 +329,9 @@ class _Scanning:
             + (f" of the top {keep.top} of either sign" if keep.top else ""),
             "batch": f"{batch.size} sequences",
         }
-        if batch.seconds:
-            passes = 1 if keep.top is None else 2
-            seconds = passes * batch.seconds * len(chosen) / batch.size
-            said["time"] = f"about {clock(seconds)}, from a timed batch"
-        return said
+        passes = 1 + 2 * keep.top / len(chosen) if keep.top else 1
+        seconds = passes * batch.seconds * len(chosen) / batch.size
+        return said | {"time": f"about {clock(seconds)}, from a timed batch"}
 
     def _tokens(self, chosen: Packed, size: int) -> None:
         """Splits the scores of every query's most extreme sequences over tokens."""

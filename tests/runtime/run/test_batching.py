@@ -5,7 +5,14 @@ import time
 import jax
 import pytest
 
-from influence.runtime.run.batching import factor_bytes, fastest, groups, halving, sizes
+from influence.runtime.run.batching import (
+    factor_bytes,
+    fastest,
+    groups,
+    halving,
+    sizes,
+    timed,
+)
 from tests import cases
 
 
@@ -38,8 +45,13 @@ def test_work_is_done_in_smaller_batches_if_memory_is_full():
     said = []
     assert halving(lambda n: full(n) if n > 3 else n, 13, said.append) == 3
     assert said == [6, 3]
-    with pytest.raises(jax.errors.JaxRuntimeError):
+    with pytest.raises(MemoryError, match="no room for a batch of 1 sequences"):
         halving(full, 2, said.append)
+
+
+def test_a_batch_that_is_asked_for_is_halved_until_there_is_room():
+    found = timed(lambda n: lambda: full(n) if n > 3 else None, 13)
+    assert found.size == 3
 
 
 def test_another_error_is_no_lack_of_memory():
