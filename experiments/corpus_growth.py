@@ -55,7 +55,7 @@ def median(found: list[dict[str, Cost]]) -> dict[str, Cost]:
     }  # fmt: skip
 
 
-def main(factor: int = 10, megabytes: float = 1.0, repetitions: int = 3) -> None:
+def main(factor: int = 10, megabytes: float = 0.6, repetitions: int = 3) -> None:
     """Measures a corpus and one that is so many times larger.
 
     Args:

@@ -117,7 +117,8 @@ class Kill:
     Attributes:
       command: what it was doing.
       stage: the last stage that was saved; None if none was.
-      again: seconds of work since the last save, or the process's start.
+      again: seconds since the last save; if there was none, since the process's start,
+        which is importing and compiling for the most part.
       aimed: whether it was waited for a save.
     """
 
@@ -239,10 +240,10 @@ def flips(run: Path) -> Iterator[tuple[str, bool]]:
 
 def artifact(run: Path, file: Path) -> str:
     """Returns what a file belongs to: a folder of scores or of a save, or itself."""
-    for part in (file, *file.relative_to(run).parents):
-        if part.suffix == ".zarr" or (part.name.isdecimal() and part != file):
-            return f"{part.parent.name}/{part.name}"
-    return file.name
+    within = [*reversed(file.relative_to(run).parents)][1:]
+    scores = (x for x in within if x.suffix == ".zarr")
+    saves = (x for x in within if x.name.isdecimal())
+    return str(next(scores, None) or next(saves, None) or file.name)
 
 
 def _said(run: Path) -> str:
@@ -256,7 +257,13 @@ def _said(run: Path) -> str:
     return "\n".join(x for x in lines if " damaged " in x)
 
 
-def main(kills: int = 20, megabytes: float = 4.0, every: float = 2.0, seed: int = 0):
+def main(
+    kills: int = 20,
+    megabytes: float = 4.0,
+    every: float = 2.0,
+    seed: int = 0,
+    keep: Path | None = None,
+) -> None:
     """Kills a run again and again.
 
     Args:
@@ -264,6 +271,7 @@ def main(kills: int = 20, megabytes: float = 4.0, every: float = 2.0, seed: int 
         megabytes: Of text.
         every: Seconds between saves, as the commands are told.
         seed: Of the moments.
+        keep: A new folder for the runs, to look at them afterwards.
 
     Raises:
         ValueError: if there are too few kills for every stage.
@@ -274,7 +282,8 @@ def main(kills: int = 20, megabytes: float = 4.0, every: float = 2.0, seed: int 
             f"Give --kills {EACH * len(STAGES)} at least."
         )
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = Path(name) if keep is None else keep
+        folder.mkdir(exist_ok=True)
         write_corpus(folder / "corpus.jsonl", megabytes)
         write_random_llama(folder / "llama", CONFIG)
         setting = Setting(folder, every)
@@ -299,7 +308,7 @@ def main(kills: int = 20, megabytes: float = 4.0, every: float = 2.0, seed: int 
         "identical": not odd,
         "flips_found": sum(named for _, named in found),
         "flips": len(found),
-        "seconds_again": round(max(x.again for x in killer.done), 1),
+        "seconds_again": round(max(x.again for x in killer.done if x.stage), 1),
         "seconds_between_saves": round(max(longest.values()), 1),
     }
     console.print_json(json.dumps(record), indent=None)

@@ -103,8 +103,17 @@ PUBLIC = [
     "runtime.formats.write_query",
     "runtime.formats.write_scores",
     "runtime.formats.write_text",
+    "runtime.models.given",
+    "runtime.models.open_model",
     "runtime.native.load_orbax",
     "runtime.native.save_orbax",
+    "runtime.run.asking.query",
+    "runtime.run.fitting.fit",
+    "runtime.run.found.results",
+    "runtime.run.scanning.scan",
+    "runtime.run.showing.report",
+    "runtime.run.showing.show",
+    "runtime.run.showing.status",
     "runtime.store.Run",
 ]
 """What a user calls: the package's own names, and those one floor down."""

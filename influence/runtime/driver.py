@@ -92,6 +92,7 @@ class Driver:
         # Batches are handed to the device faster than it computes them: only what it
         # was waited for is shown as done.
         state, done, shown, waited = begun.state, begun.done, begun.done, 0.0
+        kept = begun.done
         for batch in rest(batches, done):
             state, done = fold.update(state, batch), done + 1
             if time.monotonic() - waited > SYNC:
@@ -100,9 +101,10 @@ class Driver:
                 shown, waited = done, time.monotonic()
                 if saves and saves.due():
                     saves.write(state, done)
+                    kept = done
         jax.block_until_ready(state)
         advance(done - shown)
-        if saves and done > begun.done:
+        if saves and done > kept:
             saves.write(state, done)
         return state
 

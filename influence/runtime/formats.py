@@ -67,8 +67,8 @@ def write_corpus(rows: Iterable[Mapping[str, Any]]) -> Writer:
     Example:
       >>> from influence.runtime import formats
       >>> rows = ({"id": name, "tokens": texts[name]} for name in ids)
-      >>> _ = formats.write_corpus(rows)(folder / "corpus.jsonl")
-      >>> (folder / "corpus.jsonl").read_text().splitlines()[0]
+      >>> _ = formats.write_corpus(rows)(folder / "rows.jsonl")
+      >>> (folder / "rows.jsonl").read_text().splitlines()[0]
       '{"id": "up", "tokens": [1, 2, 3, 4, 5, 6, 7]}'
     """
     return write_text("".join(json.dumps(x, allow_nan=False) + "\n" for x in rows))
@@ -125,13 +125,13 @@ def write_curvature(curvature: Curvature) -> Writer:
             arrays[f"q_out/{i}/{x.name}"] = np.asarray(q)
         arrays[f"lam/{x.name}"] = np.asarray(block.lam_OxI)
     about = {
-        "layers": json.dumps([x._asdict() for x in curvature.layers]),
-        "positions": str(curvature.positions),
-        "sequences": str(curvature.sequences),
+        "layers": [x._asdict() for x in curvature.layers],
+        "positions": curvature.positions,
+        "sequences": curvature.sequences,
         "labels": curvature.labels,
         "method": curvature.method,
     }
-    return lambda path: save_file(arrays, path, metadata=about)
+    return lambda path: save_file(arrays, path, metadata=_metadata(about))
 
 
 def read_curvature(path: Path) -> Curvature:
@@ -175,8 +175,8 @@ def open_curvature(paths: Sequence[Path]) -> Curvature:
     return Curvature(
         layers=tuple(x for part in parts for x in part),
         blocks=Blocks(files),
-        positions=int(first["positions"]),
-        sequences=int(first["sequences"]),
+        positions=first["positions"],
+        sequences=first["sequences"],
         labels=first["labels"],
         method=first["method"],
     )
@@ -212,9 +212,17 @@ class Blocks(Mapping[str, Kronecker]):
         return len(self.files)
 
 
-def _about(path: Path) -> dict[str, str]:
+ABOUT = "about"
+"""The one key of a file's metadata: of several the order would be another each time."""
+
+
+def _metadata(about: Mapping[str, Any]) -> dict[str, str]:
+    return {ABOUT: json.dumps(about, allow_nan=False)}
+
+
+def _about(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="np") as file:
-        return file.metadata()
+        return json.loads(file.metadata()[ABOUT])
 
 
 def _basis(file: Any, names: set[str], side: str, layer: str) -> Basis:
@@ -222,8 +230,8 @@ def _basis(file: Any, names: set[str], side: str, layer: str) -> Basis:
     return Basis(tuple(jnp.asarray(file.get_tensor(x)) for x in found))
 
 
-def _layers(said: str) -> tuple[Layer, ...]:
-    return tuple(_layer(x) for x in json.loads(said))
+def _layers(said: Sequence[Mapping[str, Any]]) -> tuple[Layer, ...]:
+    return tuple(map(_layer, said))
 
 
 FORMS = {x.__name__: x for x in (Dense, Factored, Projected)}
@@ -243,13 +251,13 @@ def write_query(query: Query) -> Writer:
         for field, x in form._asdict().items()
     }
     about = {
-        "layers": json.dumps([x._asdict() for x in query.layers]),
-        "forms": json.dumps({k: type(x).__name__ for k, x in query.forms.items()}),
-        "names": json.dumps(query.names),
-        "facts": json.dumps(dict(query.facts), allow_nan=False),
-        "about": json.dumps(dict(query.about)),
+        "layers": [x._asdict() for x in query.layers],
+        "forms": {k: type(x).__name__ for k, x in query.forms.items()},
+        "names": query.names,
+        "facts": dict(query.facts),
+        "about": dict(query.about),
     }
-    return lambda path: save_file(arrays, path, metadata=about)
+    return lambda path: save_file(arrays, path, metadata=_metadata(about))
 
 
 def read_query(path: Path) -> Query:
@@ -262,8 +270,8 @@ def read_query(path: Path) -> Query:
       >>> formats.read_query(path).names
       ('3 after 1, 2',)
     """
+    about = _about(path)
     with safe_open(path, framework="np") as file:
-        about = {k: json.loads(x) for k, x in file.metadata().items()}
         forms = {
             name: FORMS[kind](
                 *(
@@ -274,7 +282,7 @@ def read_query(path: Path) -> Query:
             for name, kind in about["forms"].items()
         }
     return Query(
-        layers=tuple(_layer(x) for x in about["layers"]),
+        layers=_layers(about["layers"]),
         names=tuple(about["names"]),
         forms=forms,
         facts=tuple((k, tuple(x)) for k, x in about["facts"].items()),

@@ -81,8 +81,7 @@ class Saves:
         kept = {str(i): x for i, x in enumerate(leaves) if np.size(x)}
         shapes = [[list(np.shape(x)), _kind(x)] for x in leaves]
         path = self.folder / str(done)
-        if path.exists():
-            shutil.rmtree(path)
+        self._forget(self._about(done))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path.absolute(), kept)
         about = {
@@ -98,11 +97,6 @@ class Saves:
                 self._forget(old)
         self._since = time.monotonic()
         self._took = self._since - begun
-
-    def forget(self) -> None:
-        """Removes everything that was saved of the pass."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
 
     def check(self) -> None:
         """Raises unless all that is saved of the pass is what was saved.

@@ -120,6 +120,13 @@ class Run:
             )
         return reader(self.path(name))
 
+    def remove(self, name: str) -> None:
+        """Removes an artifact that is none of the run's any more."""
+        manifest = self.manifest
+        manifest["artifacts"].pop(name, None)
+        self._write_manifest(manifest)
+        self.path(name).unlink(missing_ok=True)
+
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         text = json.dumps(signed(manifest), indent=2, ensure_ascii=False)
         with atomic(self.path(MANIFEST)) as temporary:

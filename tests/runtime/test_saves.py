@@ -117,6 +117,16 @@ def test_only_the_last_state_is_kept_and_only_a_whole_one_used(tmp_path):
     assert sorted(x.name for x in (tmp_path / "pass").iterdir()) == ["2", "2.json"]
 
 
+def test_a_state_that_is_written_again_is_never_half_there(tmp_path, monkeypatch):
+    saves = Saves(tmp_path / "pass", "key", 0.0)
+    saves.write(STATE, 2)
+    monkeypatch.setattr("influence.runtime.saves.checksum", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # the process ends before the note
+        saves.write(STATE, 2)
+    monkeypatch.undo()
+    assert Saves(tmp_path / "pass", "key", 0.0).latest(STATE) is None
+
+
 def test_another_pass_s_state_is_not_used(tmp_path):
     Saves(tmp_path, "one", 0.0).write(STATE, 1)
     assert Saves(tmp_path, "other", 0.0).latest(STATE) is None

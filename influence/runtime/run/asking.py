@@ -20,11 +20,9 @@ from influence.runtime.data import split
 from influence.runtime.driver import Driver
 from influence.runtime.models import Model
 from influence.runtime.run.fitting import curvature_of, fitted
-from influence.runtime.run.job import GB, Corpus, Job, Models, clock, sample
+from influence.runtime.run.job import GB, MODEL, Corpus, Job, Models, clock, sample
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
-from influence.runtime.run.options import Query, from_json
-
-QUESTIONS = "questions.json"
+from influence.runtime.run.options import Query, check_numbers, from_json
 
 DAMPING = {"ekfac": 0.1, "cg": 10.0}
 """What each solver damps by if nothing is said, times the mean eigenvalue."""
@@ -64,19 +62,36 @@ def query(
     Raises:
       ValueError: if a question is not good enough, or the model changed since the fit.
       FileNotFoundError: if the run has no curvature yet.
+
+    Example:
+      >>> from influence.runtime.run.asking import query
+      >>> from influence.runtime.run.options import Query
+      >>> ledger = query(Query(done, queries=questions), quiet, own)
+      >>> ledger.stages["queries of model"]["finished"]
+      True
     """
+    check_numbers(options)
     with locked(options.run):
         ledger = opened(options.run)
         job = opened_job(ledger, console, given)
         asked = questions(options)
+        own = job.model(MODEL)
+        corpus = job.corpus(own, job.options.data)
         for role in job.roles:
-            model = job.model(role)
-            corpus = job.corpus(model, job.options.data)
+            model = own if role == MODEL else job.model(role)
             files = fitted(job, role, model, corpus)
             _Asking(job, role, model, corpus, files, options).all(asked)
-        rows = [x._asdict() for x in asked]
-        ledger.run.write(QUESTIONS, formats.write_json(rows))
     return ledger
+
+
+def asked(job: Job) -> list[Question]:
+    """Returns what was asked of a run.
+
+    Raises:
+      FileNotFoundError: if nothing was, or it was not solved for.
+    """
+    said = job.ledger.needed(f"queries of {MODEL}", "query")["inputs"]["questions"]
+    return [Question(**x) for x in json.loads(said)]
 
 
 def opened_job(
@@ -127,7 +142,8 @@ def questions(options: Query) -> list[Question]:
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file of queries at {path}.")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Not `splitlines`: what else ends a line is allowed within a JSON string.
+    lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -154,8 +170,20 @@ def _question(number: int, row: Mapping[str, Any]) -> Question:
         row["completion"],
         row.get("instead"),
     )
-    for part in ("prompt", "completion"):
-        if not len(getattr(asked, part)):
+    parts = {
+        "prompt": asked.prompt,
+        "completion": asked.completion,
+        "instead": asked.prompt if asked.instead is None else asked.instead,
+    }
+    for part, said in parts.items():
+        ids = isinstance(said, list) and all(type(x) is int for x in said)
+        alike = type(said) is type(asked.prompt)
+        if not alike or not (ids or isinstance(said, str)):
+            raise ValueError(
+                f"The {part} of question {asked.name!r} is {said!r}. A question is all "
+                "text, or all lists of token ids."
+            )
+        if not said:
             raise ValueError(
                 f"The {part} of question {asked.name!r} is empty. A completion is "
                 "predicted from at least one token before it."
@@ -176,10 +204,9 @@ class _Asking:
 
     def all(self, asked: list[Question]) -> None:
         """Solves for all questions, unless that was done."""
-        stage = self.stage(asked)
-        if self.job.ledger.finished(stage):
+        stage, file = self.stage(asked), queries_file(self.role)
+        if self.job.ledger.finished(stage, self.job.folder / file):
             return
-        self.job.begin(stage)
         curvature = curvature_of(self.job, self.files)
         measured = self._measurements(asked)
         self.job.show(f"query {self.role}", self._plan(len(asked), curvature))
@@ -192,7 +219,9 @@ class _Asking:
                 solver=self._solver(),
                 compress=None if rank is None else Whitened(rank),
             )
-        self.job.ledger.run.write(queries_file(self.role), formats.write_query(found))
+        # Begun only now: what was solved before is lost to nothing that fails.
+        self.job.begin(stage)
+        self.job.ledger.run.write(file, formats.write_query(found))
         self.job.ledger.finish(stage)
 
     def stage(self, asked: list[Question]) -> Stage:
@@ -200,15 +229,22 @@ class _Asking:
         options = asdict(self.options)
         names = ("solver", "damping", "solve_on", "steps", "rank")
         artifacts = self.job.ledger.run.manifest["artifacts"]
-        return Stage(
-            f"queries of {self.role}",
-            {
-                **self.job.common(self.model.digest),
-                "curvature": " ".join(artifacts[x]["sha256"] for x in self.files),
-                "questions": json.dumps([x._asdict() for x in asked]),
-                **{name: str(options[name]) for name in names},
-            },
-        )
+        tokenizer = self.model.tokenizer
+        inputs = {
+            **self.job.common(self.model.digest),
+            "curvature": " ".join(artifacts[x]["sha256"] for x in self.files),
+            "tokenizer": tokenizer.sha256 if tokenizer else "none",
+            "questions": json.dumps([x._asdict() for x in asked]),
+            **{name: str(options[name]) for name in names},
+        }
+        if self.options.solver == "cg":
+            inputs |= {
+                "corpus": self.corpus.digest,
+                "seed": str(self.job.options.seed),
+                "batch": str(self.job.noted(f"batch of {self.role}")["size"]),
+            }
+        about = {"role": self.role, "corpus": self.corpus.source.name}
+        return Stage(f"queries of {self.role}", inputs, about)
 
     def _plan(self, count: int, curvature: Curvature) -> dict[str, str]:
         """Returns what will be done and what it will cost, in words."""
@@ -258,9 +294,11 @@ class _Asking:
         )
 
     def _measurements(self, asked: list[Question]) -> dict[str, Measurement]:
-        whole = {x.name: tokens_of(self.model, x, x.completion) for x in asked}
+        whole = {x.name: question_tokens(self.model, x, x.completion) for x in asked}
         others = {
-            x.name: tokens_of(self.model, x, x.instead) for x in asked if x.instead
+            x.name: question_tokens(self.model, x, x.instead)
+            for x in asked
+            if x.instead
         }
         found: dict[str, Measurement] = dict(completions(self.model.task, whole))
         if others:
@@ -269,7 +307,7 @@ class _Asking:
         return found
 
 
-def tokens_of(
+def question_tokens(
     model: Model, question: Question, completion: Any
 ) -> tuple[list[int], list[int]]:
     """Returns the token ids of a question's prompt and of a completion.

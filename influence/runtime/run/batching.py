@@ -18,6 +18,9 @@ TOKENS = 512
 WORTH = 1.05
 """How much faster a batch twice as large must be to be taken."""
 
+TIMES = 3
+"""How often a batch is timed; the fastest counts, others wait for something else."""
+
 SHARE = 0.5
 """Of the memory that is free, what factors may take if nothing is said."""
 
@@ -27,7 +30,7 @@ class Measured(NamedTuple):
 
     Attributes:
       size: sequences a batch.
-      seconds: that one batch took.
+      seconds: that one batch took, at best.
     """
 
     size: int
@@ -49,29 +52,31 @@ def fastest(
     """Returns the size that takes least time a sequence, of those there is room for.
 
     The first time is that of compiling, and does not count. Larger sizes are not tried
-    once one is hardly faster, or its like would need more memory than there is.
+    once one is hardly faster, or its like would need more memory than there is; halves
+    of the smallest are if there is no room for that.
 
     Args:
       work: `size -> what to time`.
       tried: sizes, each larger than the one before.
 
     Raises:
-      MemoryError: if there is no room even for the smallest.
+      MemoryError: if there is no room for a single sequence.
     """
     best: Measured | None = None
     for size in tried:
         try:
             one = work(size)
             one()
-            begun = time.perf_counter()
-            one()
+            seconds = min(_seconds(one) for _ in range(TIMES))
         except jax.errors.JaxRuntimeError as error:
             if not exhausted(error):
                 raise
-            if best is None:
+            if best is not None:
+                return best
+            if size == 1:
                 raise _no_room(size) from error
-            return best
-        found = Measured(size, time.perf_counter() - begun)
+            return fastest(work, iter([size // 2]))
+        found = Measured(size, seconds)
         if best and best.seconds / best.size < WORTH * found.seconds / size:
             return best
         best = found
@@ -82,17 +87,10 @@ def fastest(
     return best
 
 
-def timed(work: Callable[[int], Callable[[], object]], size: int) -> Measured:
-    """Returns what a batch of some size takes, or of half of it if there is no room.
-
-    Args:
-      work: `size -> what to time`.
-      size: to begin with.
-
-    Raises:
-      MemoryError: if there is no room for a single sequence.
-    """
-    return halving(lambda x: fastest(work, iter([x])), size, lambda _: None)
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def exhausted(error: BaseException) -> bool:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,9 @@ from influence.runtime.run.batching import (
     SHARE,
     Measured,
     factor_bytes,
-    fastest,
     free_bytes,
     groups,
     halving,
-    sizes,
-    timed,
 )
 from influence.runtime.run.job import (
     BASE,
@@ -44,7 +43,7 @@ from influence.runtime.run.job import (
     sample,
 )
 from influence.runtime.run.ledger import Ledger, Stage, begin, locked
-from influence.runtime.run.options import Fit, as_json
+from influence.runtime.run.options import Fit, as_json, check_numbers
 from influence.types import Layer
 
 
@@ -73,7 +72,7 @@ PASSES = {"ekfac": 2, "shampoo": 2, "kfac": 1, "diagonal": 1, "identity": 0}
 def fit(
     options: Fit, console: Console | None = None, given: Models | None = None
 ) -> Ledger:
-    r"""Fits the curvature of a run's models, or goes on with what was begun.
+    """Fits the curvature of a run's models, or goes on with what was begun.
 
     Args:
       options: what is fitted, to what.
@@ -86,42 +85,42 @@ def fit(
       BlockingIOError: if another process is at work in the folder.
 
     Example:
-      >>> from rich.console import Console
       >>> from influence.runtime.run.fitting import fit
-      >>> from influence.runtime.models import given
-      >>> from influence.runtime.run.options import Data, Fit, Packing
-      >>> _ = (folder / "up.jsonl").write_text('{"text": [1, 2, 3]}\n' * 4)
-      >>> asked = Fit(
-      ...     folder / "fitted",
-      ...     model="my own",
-      ...     data=Data(str(folder / "up.jsonl")),
-      ...     packing=Packing(context=8, separator="none"),
-      ...     layers=("block.*",),
-      ... )
-      >>> own = given(apply, params, vocabulary=10, context=8)
-      >>> ledger = fit(asked, Console(quiet=True), {"model": own})
+      >>> from influence.runtime.run.options import Fit
+      >>> asked = Fit(folder / "fit", "my own", corpus, packing, layers=("block.*",))
+      >>> ledger = fit(asked, quiet, own)
       >>> sorted(ledger.stages)
-      ['corpus up', 'curvature of model']
+      ['corpus corpus', 'curvature of model']
     """
+    check_numbers(options)
     with locked(options.run):
         ledger = begin(options.run)
         shown = console or Console()
         job = Job(ledger, options, given or {}, shown, Driver(shown))
+        for role in job.roles:
+            job.weights(role)  # raises if there are none
         model = job.model(MODEL)
         if "fit" not in ledger.run.manifest:
             ledger.run.note(fit=as_json(options))  # `status` has something to go by
         corpus = job.pack(model, options.data)
+        own = _Fitting(job, MODEL, model, corpus)
+        own.layers()  # raises if there are none of those names
         ledger.run.note(fit=as_json(options))
-        _Fitting(job, MODEL, model, corpus).all_layers()
+        own.all_layers()
         if BASE in job.roles:
             base = job.model(BASE)
-            _check_base(model, base)
+            _check_base(model, base, job.context(model))
             _Fitting(job, BASE, base, corpus).all_layers()
     return ledger
 
 
-def _check_base(model: Model, base: Model) -> None:
+def _check_base(model: Model, base: Model, context: int) -> None:
     """Raises if two models can't be asked the same questions."""
+    if base.context < context:
+        raise ValueError(
+            f"The base takes sequences of {base.context} tokens; the run's have up to "
+            f"{context}. Give --context {base.context} at most."
+        )
     own, other = (x.tokenizer.sha256 if x.tokenizer else None for x in (model, base))
     if own != other or model.vocabulary != base.vocabulary:
         raise ValueError(
@@ -155,31 +154,52 @@ class _Fitting:
         """Returns the sequences in batches."""
         return self.job.batches(self.examples, size)
 
-    def all_layers(self) -> None:
-        """Fits all layers, in as many groups as there have to be."""
+    def layers(self) -> tuple[Layer, ...]:
+        """Returns the layers that are fitted.
+
+        Raises:
+          ValueError: if the options name none.
+        """
         first = next(iter(self.batches(1)))
         program = trace(self.model.task.outputs, self.model.params, first.inputs)
-        chosen = select(program, self.model.patterns(self.job.options.layers))
+        return select(program, self.model.patterns(self.job.options.layers))
+
+    def all_layers(self) -> None:
+        """Fits all layers, in as many groups as there have to be."""
         limit = self._limit()
-        parts = groups(chosen, limit)
+        parts = groups(self.layers(), limit)
         batch = self._batch(parts[0])
         self.job.show(f"fit {self.role}", self._plan(parts, limit, batch))
 
-        def every_part(size: int) -> list[str]:
-            return [
-                self._part(group, number if len(parts) > 1 else 0, size)
-                for number, group in enumerate(parts, 1)
+        def every_part(size: int) -> dict[str, str]:
+            numbers = [
+                f" {i}" if len(parts) > 1 else "" for i, _ in enumerate(parts, 1)
             ]
+            return dict(map(self._part, parts, numbers, repeat(size)))
 
-        files = halving(every_part, batch.size, self._smaller)
-        self.job.note(f"curvature of {self.role}", files=files)
+        smaller = partial(self.job.smaller, f"batch of {self.role}")
+        made = halving(every_part, batch.size, smaller)
+        self.job.note(
+            f"curvature of {self.role}", stages=[*made], files=[*made.values()]
+        )
+        self._drop(made)
 
-    def _part(self, group: tuple[Layer, ...], number: int, size: int) -> str:
-        """Fits a group of layers unless that was done; returns the file it is in."""
-        part = f" {number}" if number else ""
+    def _drop(self, made: Mapping[str, str]) -> None:
+        """Forgets what was fitted in other groups before."""
+        run = self.job.ledger.run
+        for name in self.job.ledger.stages:
+            of_role = name.startswith(f"curvature of {self.role}")
+            if of_role and name not in made:
+                self.job.ledger.drop(name)
+        for name in run.manifest["artifacts"]:
+            if name.startswith(f"{self.role}/curvature") and name not in made.values():
+                run.remove(name)
+
+    def _part(self, group: tuple[Layer, ...], part: str, size: int) -> tuple[str, str]:
+        """Fits a group of layers unless that was done; returns its stage and file."""
         name = f"{self.role}/curvature{part.replace(' ', '-')}.safetensors"
         stage = self._stage(group, part, size)
-        if not self.job.ledger.finished(stage):
+        if not self.job.ledger.finished(stage, self.job.folder / name):
             self.job.begin(stage)
             curvature = METHODS[self.job.options.method](
                 self.model.task,
@@ -192,7 +212,7 @@ class _Fitting:
             self.job.ledger.run.write(name, formats.write_curvature(curvature))
             self.job.ledger.finish(stage)
         self.job.forget(stage)
-        return name
+        return stage.name, name
 
     def _stage(self, group: tuple[Layer, ...], part: str, size: int) -> Stage:
         options = as_json(self.job.options)
@@ -205,6 +225,7 @@ class _Fitting:
                 "batch": str(size),
                 **{k: str(options[k]) for k in ("samples", "method", "seed", "draws")},
             },
+            {"role": self.role, "corpus": self.corpus.source.name},
         )
 
     def _run(self, stage: Stage, part: str) -> Callable[[Fold, Any], Any]:
@@ -226,34 +247,19 @@ class _Fitting:
         return noted
 
     def _batch(self, group: tuple[Layer, ...]) -> Measured:
-        """Returns the batch size: of before, that of the options, or the fastest."""
-        asked = self.job.options.batch
-        key = f"{self.model.digest} {self.corpus.digest} {asked}"
-        noted = self.job.noted(f"batch of {self.role}")
-        if noted.get("key") == key:
-            return Measured(noted["size"], noted["seconds"])
+        """Returns how large batches are, timed with the first group of layers."""
+        fold = covariance.fold(self.model.task, self.model.params, group, self.labels)
 
-        def work(size: int) -> Callable[[], object]:
-            fold = covariance.fold(
-                self.model.task, self.model.params, group, self.labels
-            )
-            batch = next(iter(self.batches(size)))
-            return lambda: jax.block_until_ready(fold.update(fold.init(), batch))
+        def work(batches: PackedBatches) -> None:
+            jax.block_until_ready(fold.update(fold.init(), next(iter(batches))))
 
-        with self.job.driver.stage("one batch, to know what all will take"):
-            if asked is None:
-                tried = sizes(self.examples.context, len(self.examples))
-                found = fastest(work, tried)
-            else:
-                found = timed(work, min(asked, len(self.examples)))
-        self.job.note(f"batch of {self.role}", key=key, **found._asdict())
-        return found
-
-    def _smaller(self, size: int) -> None:
-        """Notes that batches have to be smaller, so that the next process knows."""
-        name = f"batch of {self.role}"
-        self.job.say(f"The device's memory is too small: on with batches of {size}.")
-        self.job.note(name, **{**self.job.noted(name), "size": size})
+        return self.job.batch(
+            f"batch of {self.role}",
+            f"{self.model.digest} {self.corpus.digest}",
+            self.job.options.batch,
+            self.examples,
+            work,
+        )
 
     def _plan(
         self, parts: list[tuple[Layer, ...]], limit: float, batch: Measured
@@ -292,12 +298,11 @@ def fitted(job: Job, role: str, model: Model, corpus: Corpus) -> list[str]:
       FileNotFoundError: if it was not fitted to its end.
       ValueError: if model or corpus changed since.
     """
-    files = job.noted(f"curvature of {role}").get("files")
-    stages = [
-        x
-        for name, x in job.ledger.stages.items()
-        if name.startswith(f"curvature of {role}")
-    ]
+    noted = job.noted(f"curvature of {role}")
+    files, stages = (
+        noted.get("files"),
+        [job.ledger.stages[x] for x in noted.get("stages", ())],
+    )
     again = f"Run `influence fit {job.folder}` with its options"
     if files is None or not all(x["finished"] for x in stages):
         raise FileNotFoundError(

@@ -1,5 +1,6 @@
 """What a run has found: its scores, whatever corpora and models they are of."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,15 @@ from rich.console import Console
 from influence.runtime import formats
 from influence.runtime.corpus.packed import Packed
 from influence.runtime.corpus.texts import texts
-from influence.runtime.run.asking import opened_job
+from influence.runtime.run.asking import opened_job, queries_file
 from influence.runtime.run.job import BASE, MODEL, Corpus, Job, Models
 from influence.runtime.run.ledger import opened
-from influence.runtime.run.scanning import check_scores, data_of, scores_at, shares_at
+from influence.runtime.run.scanning import (
+    check_scores,
+    named,
+    scores_at,
+    shares_at,
+)
 from influence.runtime.run.stream import LAYERS, SCORE, read_scores
 
 
@@ -24,11 +30,11 @@ class Found:
 
     Attributes:
       job: the run.
-      corpora: the names of the corpora that were scanned.
+      corpora: those that were scanned, by name.
     """
 
     job: Job
-    corpora: tuple[str, ...]
+    corpora: Mapping[str, Corpus]
 
     def total(self, *, difference: bool = False) -> xr.DataArray:
         """Returns `(query, train)` over all corpora, ids telling them apart.
@@ -64,21 +70,17 @@ class Found:
     def texts(self, ids: list[str]) -> dict[str, str]:
         """Returns the source's own text of some sequences, by name."""
         tokenizer, found = self.job.tokenizer(), {}
-        for name in self.corpora:
-            corpus = self.corpus(name)
+        for name, corpus in self.corpora.items():
             own = [x for x in ids if x.rsplit(":", 2)[0] == name]
             if tokenizer is None:  # its rows are token ids, and that is all they are
                 found |= {
-                    x: " ".join(map(str, tokens_of(corpus.packed, x))) for x in own
+                    x: " ".join(map(str, sequence_tokens(corpus.packed, x)))
+                    for x in own
                 }
                 continue
             pieces = texts(corpus.packed, corpus.source, own, tokenizer)
             found |= {k: "".join(x) for k, x in pieces.items()}
         return found
-
-    def corpus(self, name: str) -> Corpus:
-        """Returns one of the corpora."""
-        return self.job.reopened(*data_of(self.job, name))
 
     def _of_both(
         self, what: str, difference: bool, ids: list[str] | None
@@ -98,7 +100,6 @@ class Found:
         parts = []
         for name in self.corpora:
             path = scores_at(self.job, role, name)
-            check_scores(self.job, role, name)
             with read_scores(path) as found:
                 kept = found[what if what in found else SCORE]
                 if ids is not None:
@@ -116,7 +117,7 @@ class Found:
         return found[SCORE]
 
 
-def tokens_of(packed: Packed, id_: str) -> list[int]:
+def sequence_tokens(packed: Packed, id_: str) -> list[int]:
     """Returns the token ids of a sequence, from its name."""
     return packed.tokens_at(packed.place_of(id_)).tolist()
 
@@ -128,7 +129,7 @@ def _joined(parts: list[xr.Dataset], what: str, **options: Any) -> xr.DataArray:
 
 
 def results(run: str | Path, given: Models | None = None) -> Found:
-    r"""Returns what a run has found.
+    """Returns what a run has found.
 
     Args:
       run: the run folder.
@@ -140,13 +141,12 @@ def results(run: str | Path, given: Models | None = None) -> Found:
     Example:
       >>> from influence.attribution.scores import rankings
       >>> from influence.runtime.run.found import results
-      >>> found = results(folder / "asked", {"model": own})
-      >>> total = found.total()
-      >>> total.dims, found.corpora
-      (('query', 'train'), ('up',))
-      >>> best = rankings(total, 1)[0][0]
-      >>> found.texts([best.id])
-      {}
+      >>> found = results(done, own)
+      >>> found.total().dims, list(found.corpora)
+      (('query', 'train'), ['corpus'])
+      >>> ((best, *_),) = rankings(found.total(), 3)
+      >>> "1 2 3" in found.texts([best.id])[best.id]
+      True
     """
     return found(opened_job(opened(Path(run)), Console(quiet=True), given))
 
@@ -163,4 +163,41 @@ def found(job: Job) -> Found:
             f"The run in {job.folder} has no scores yet. Run `influence scan "
             f"{job.folder}` to its end."
         )
-    return Found(job, tuple(names))
+    made = []
+    for role in job.roles:
+        for name in names:
+            made.append(_current(job, role, name))
+            check_scores(job, role, name)
+    if len({(x["n_train"], x["candidates"]) for x in made}) > 1:
+        raise ValueError(
+            "The corpora were not scanned alike. Run `influence scan "
+            f"{job.folder}` again, to its end."
+        )
+    return Found(job, {name: job.reopened(name) for name in names})
+
+
+def _current(job: Job, role: str, corpus: str) -> Mapping[str, str]:
+    """Returns what the scores of a corpus were made from, if that is what there is.
+
+    Raises:
+      FileNotFoundError: if there are no scores, or they are not split over tokens yet.
+      ValueError: if something else was asked since, or the corpus is another.
+    """
+    scan = named(role, corpus)
+    entry = job.ledger.needed(f"scores of {scan}", "scan")
+    shares = job.ledger.needed(f"tokens of {scan}", "scan")
+    queries = job.ledger.run.manifest["artifacts"][queries_file(role)]["sha256"]
+    job.ledger.needed(f"queries of {role}", "query")
+    now = {
+        "queries": queries,
+        "corpus": job.ledger.stages[f"corpus {corpus}"]["key"],
+    }
+    odd = [k for k, x in now.items() if entry["inputs"][k] != x]
+    if shares["inputs"]["scores"] != entry["checksum"]:
+        odd.append("shares of tokens")
+    if odd:
+        raise ValueError(
+            f"The scores of {scan} are of other {' and '.join(odd)} than the run now "
+            f"has. Run `influence scan {job.folder}` again, to its end."
+        )
+    return entry["inputs"]

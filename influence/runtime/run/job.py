@@ -5,9 +5,11 @@ Every stage's inputs are put together here, by the commands that make it and by
 """
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from influence.runtime.corpus.packed import (
     read_packed,
 )
 from influence.runtime.corpus.plan import Plan, apart, joined
-from influence.runtime.corpus.source import Source, open_source
+from influence.runtime.corpus.source import Source, check_source, open_source
 from influence.runtime.corpus.tokenizer import ModelTokenizer
 from influence.runtime.driver import Driver, Saving
 from influence.runtime.models import (
@@ -35,6 +37,7 @@ from influence.runtime.models import (
     open_model,
     open_tokenizer,
 )
+from influence.runtime.run.batching import Measured, fastest, sizes
 from influence.runtime.run.ledger import Ledger, Stage
 from influence.runtime.run.options import Data, Fit, Packing
 from influence.runtime.saves import Saves
@@ -151,26 +154,31 @@ class Job:
           ValueError: if a row is not good enough, or what was packed is damaged.
         """
         source = self.source(data, name)
-        stage = self.corpus_stage(model, data, source)
-        folder = self._packed(source)
-        if not self.ledger.finished(stage):
-            if self.begin(stage) and folder.exists():
-                shutil.rmtree(folder)
+        stage = self.corpus_stage(model, data, source, name)
+        folder = self._packed(source.name)
+        if not self.ledger.finished(stage, folder):
+            if folder.exists() and self.ledger.changes(stage):
+                # What there is goes only for something that can be packed, and in one
+                # step: whoever begins next removes the rest of it.
+                check_source(source, skip_empty=data.skip_empty)
+                folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.tmp"))
+            self.begin(stage)
             plan = self.plan(model, self.options.packing, data)
             self.say(
                 f"Every row of {data.data} is looked at, then packed into sequences of "
                 f"at most {plan.context} tokens."
             )
             with self.driver.stage(stage.name):
-                packed = pack(
+                pack(
                     source,
                     model.tokenizer,
                     folder,
                     plan,
                     watch=_Watch(self.console),
                 )
-            self.ledger.finish(stage, sequences=len(packed))
-        return self._read(stage, source)
+        # Noted again if it was before: the same documents may be in another place now.
+        self.ledger.finish(stage)
+        return self._read(stage.key, source)
 
     def corpus(self, model: Model, data: Data, name: str | None = None) -> Corpus:
         """Returns a corpus of the run that was packed before.
@@ -179,44 +187,40 @@ class Job:
           ValueError: if it changed since, or what was packed is damaged.
         """
         source = self.source(data, name)
-        stage = self.corpus_stage(model, data, source)
-        self.expect(stage, f"`influence fit {self.folder}`")
-        return self._read(stage, source)
+        stage = self.corpus_stage(model, data, source, name)
+        if not self.ledger.finished(stage, self._packed(source.name)):
+            changes = "; ".join(self.ledger.changes(stage)) or "it is not finished"
+            raise ValueError(
+                f"The run's {stage.name} is not what it was: {changes}. Run `influence "
+                f"fit {self.folder}` again, or restore what changed."
+            )
+        return self._read(stage.key, source)
 
-    def reopened(self, data: Data, name: str | None = None) -> Corpus:
+    def reopened(self, name: str) -> Corpus:
         """Returns a corpus that was packed before, without its model.
 
         Raises:
           ValueError: if what was packed is damaged.
         """
-        source = self.source(data, name)
-        key = self.ledger.stages[f"corpus {source.name}"]["key"]
-        folder = self._packed(source)
+        key = self.ledger.stages[f"corpus {name}"]["key"]
+        return self._read(key, self.source(*self.data_of(name)))
+
+    def data_of(self, corpus: str) -> tuple[Data, str | None]:
+        """Returns what a corpus was packed from, and its name if one was given."""
+        entry = self.ledger.stages[f"corpus {corpus}"]
+        return Data(**entry["data"]), entry["named"]
+
+    def _read(self, key: str, source: Source) -> Corpus:
+        folder = self._packed(source.name)
         check_packed(folder)
         return Corpus(read_packed(folder), source, key)
 
-    def expect(self, stage: Stage, command: str) -> None:
-        """Raises unless a stage was finished with these very inputs.
+    def _packed(self, corpus: str) -> Path:
+        return self.folder / "corpora" / corpus
 
-        Raises:
-          ValueError: naming what changed, and the command that makes it anew.
-        """
-        if not self.ledger.finished(stage):
-            changes = "; ".join(self.ledger.changes(stage)) or "it was not finished"
-            raise ValueError(
-                f"The run's {stage.name} is not what it was: {changes}. Run {command} "
-                "again, or restore what changed."
-            )
-
-    def _read(self, stage: Stage, source: Source) -> Corpus:
-        folder = self._packed(source)
-        check_packed(folder)
-        return Corpus(read_packed(folder), source, stage.key)
-
-    def _packed(self, source: Source) -> Path:
-        return self.folder / "corpora" / source.name
-
-    def corpus_stage(self, model: Model, data: Data, source: Source) -> Stage:
+    def corpus_stage(
+        self, model: Model, data: Data, source: Source, name: str | None
+    ) -> Stage:
         """Returns the stage of a corpus."""
         about = self.plan(model, self.options.packing, data).about
         del about["chunk"]  # sequences do not depend on it
@@ -228,6 +232,7 @@ class Job:
                 "tokenizer": model.tokenizer.sha256 if model.tokenizer else "none",
                 "packing": json.dumps(about, sort_keys=True),
             },
+            {"corpus": source.name, "data": asdict(data), "named": name},
         )
 
     def common(self, weights: str) -> dict[str, str]:
@@ -256,20 +261,58 @@ class Job:
         """Returns sequences in batches, as the run's models read them."""
         return packed.batches(size, segments=self.options.packing.within)
 
+    def batch(
+        self,
+        name: str,
+        key: str,
+        asked: int | None,
+        packed: Packed,
+        work: Callable[[PackedBatches], object],
+    ) -> Measured:
+        """Returns how large batches are: as before, as asked, or as is fastest.
+
+        Args:
+          name: of the note about it.
+          key: what it was measured with.
+          asked: how large they are to be; measured if None.
+          packed: what they are of.
+          work: what is done with the first of them, until it is done.
+
+        Raises:
+          MemoryError: if there is no room for a single sequence.
+        """
+        noted, key = self.noted(name), f"{key} {asked}"
+        if noted.get("key") == key:
+            return Measured(noted["size"], noted["seconds"])
+        most = len(packed)
+        tried = sizes(packed.context, most) if asked is None else [min(asked, most)]
+        with self.driver.stage("one batch, to know what all will take"):
+            found = fastest(
+                lambda size: partial(work, self.batches(packed, size)), iter(tried)
+            )
+        self.note(name, key=key, **found._asdict())
+        return found
+
+    def smaller(self, name: str, size: int) -> None:
+        """Notes that batches have to be smaller, so that the next process knows."""
+        self.say(f"The device's memory is too small: on with batches of {size}.")
+        self.note(name, **{**self.noted(name), "size": size})
+
     def saving(self, stage: Stage, every: float) -> Saving:
         """Returns what carries out the passes of a stage and saves them."""
-        folder = self._saves(stage)
+        folder = self.saves(stage.name)
         return self.driver.saving(
             lambda name: Saves(folder / name.replace(" ", "-"), stage.key, every)
         )
 
     def forget(self, stage: Stage) -> None:
         """Removes what was saved of a stage that is finished."""
-        if self._saves(stage).exists():
-            shutil.rmtree(self._saves(stage))
+        if self.saves(stage.name).exists():
+            shutil.rmtree(self.saves(stage.name))
 
-    def _saves(self, stage: Stage) -> Path:
-        return self.folder / "saves" / stage.name.replace(" ", "-")
+    def saves(self, stage: str) -> Path:
+        """Returns where the passes of a stage are saved, each in its own folder."""
+        return self.folder / "saves" / stage.replace(" ", "-")
 
     def note(self, name: str, **about: Any) -> None:
         """Writes something down that a later process has to know."""
@@ -291,20 +334,15 @@ class Job:
         """Shows a line."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def begin(self, stage: Stage) -> bool:
-        """Notes that a stage is begun; returns whether it was from other inputs before.
-
-        If it was, says what changed.
-        """
-        changes = self.ledger.changes(stage)
-        if changes:
+    def begin(self, stage: Stage) -> None:
+        """Notes that a stage is begun; says what changed if it was made before."""
+        if changes := self.ledger.changes(stage):
             self.say(f"{stage.name}: again, because of {'; '.join(changes)}")
         self.ledger.begin(stage)
-        return bool(changes)
 
 
 class _Watch:
-    """Shows how far packing is, at most once a second where nobody watches a bar."""
+    """Shows how far packing is, more and more seldom the longer it takes."""
 
     def __init__(self, console: Console):
         self.console, self.said = console, 0

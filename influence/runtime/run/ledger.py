@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from influence.runtime.store import MANIFEST, TORN, Run
@@ -32,10 +33,12 @@ class Stage(NamedTuple):
     Attributes:
       name: what it makes.
       inputs: everything that goes into it, as words a person can compare.
+      about: what else there is to know of it: of which corpus it is, of which model.
     """
 
     name: str
     inputs: Mapping[str, str]
+    about: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def key(self) -> str:
@@ -55,10 +58,15 @@ class Ledger:
 
     run: Run
 
-    def finished(self, stage: Stage) -> bool:
-        """Returns whether a stage was finished with these very inputs."""
+    def finished(self, stage: Stage, made: Path) -> bool:
+        """Returns whether a stage was finished with these very inputs.
+
+        Args:
+          stage: the stage.
+          made: what it makes; deleted, it has to be made again.
+        """
         entry = self.stages.get(stage.name, {})
-        return entry.get("key") == stage.key and entry["finished"]
+        return entry.get("key") == stage.key and entry["finished"] and made.exists()
 
     def changes(self, stage: Stage) -> list[str]:
         """Returns how the inputs differ from those it was begun with, in words."""
@@ -75,12 +83,17 @@ class Ledger:
     def begin(self, stage: Stage) -> None:
         """Notes what a stage is being made from; what was made from else is no more."""
         entry = self.stages.get(stage.name, {})
-        if entry.get("key") != stage.key:
+        if entry.get("key") != stage.key or entry["finished"]:
             self._note(stage, finished=False)
 
     def finish(self, stage: Stage, **about: Any) -> None:
         """Notes that a stage is finished, with what else there is to say of it."""
         self._note(stage, finished=True, **about)
+
+    def drop(self, name: str) -> None:
+        """Forgets a stage that is none of the run's any more."""
+        left = {k: x for k, x in self.stages.items() if k != name}
+        self.run.note(stages=left)
 
     @property
     def stages(self) -> dict[str, Any]:
@@ -102,7 +115,12 @@ class Ledger:
         return entry
 
     def _note(self, stage: Stage, **about: Any) -> None:
-        entry = {"key": stage.key, "inputs": dict(stage.inputs), **about}
+        entry = {
+            "key": stage.key,
+            "inputs": dict(stage.inputs),
+            **stage.about,
+            **about,
+        }
         self.run.note(stages={**self.stages, stage.name: entry})
 
 
@@ -155,7 +173,8 @@ def opened(folder: Path) -> Ledger:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a run folder.
 
-    What a process was writing when it was killed is removed: nothing refers to it.
+    What a process was writing to a run when it was killed is removed: nothing refers
+    to it.
 
     Raises:
       BlockingIOError: if another process is at work in it, naming that.
@@ -174,7 +193,9 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        for torn in list(folder.rglob(TORN)):
+        run = Run(folder)
+        ours = run.path(MANIFEST).is_file() and run.manifest.get("job") == "run"
+        for torn in list(folder.rglob(TORN)) if ours else ():
             if torn.is_dir():
                 shutil.rmtree(torn)
             else:

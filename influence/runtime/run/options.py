@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,7 +78,8 @@ class Fit:
       draws: Of labels, for each sequence.
       dtype: Of the weights and the forward pass; statistics are float32 at least.
       batch: Sequences a batch; measured if left out.
-      memory: GB for factors. More layers than fit are fitted in groups, a pass each.
+      memory: GB for factors; half of what is free if left out. More layers than fit
+        are fitted in groups, one after the other.
       save_every: Seconds between saves, or more if saving takes over 2 % of the time.
     """
 
@@ -189,6 +190,40 @@ class Status:
     """
 
     run: Folder
+
+
+LEAST = {
+    "batch": 1,
+    "chunk": 1,
+    "context": 2,
+    "draws": 1,
+    "longest": 1,
+    "n_train": 1,
+    "rank": 1,
+    "samples": 1,
+    "save_every": 0,
+    "solve_on": 1,
+    "steps": 1,
+    "top": 1,
+}
+"""The smallest values that options make sense with."""
+
+
+def check_numbers(options: Any) -> None:
+    """Raises for a number that an option makes no sense with.
+
+    Raises:
+      ValueError: naming it.
+    """
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            check_numbers(value)
+        elif value is not None and value < LEAST.get(field.name, value):
+            raise ValueError(
+                f"--{field.name.replace('_', '-')} {value} makes no sense. Give "
+                f"{LEAST[field.name]} at least."
+            )
 
 
 def as_json(options: Fit) -> dict[str, Any]:

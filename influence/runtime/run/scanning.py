@@ -1,7 +1,7 @@
 """`influence scan`: every training sequence's score, streamed to the disk."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,27 +17,20 @@ from influence.attribution.scan import axis, reader
 from influence.attribution.scores import told
 from influence.attribution.tokens import token_scores
 from influence.runtime import formats
-from influence.runtime.corpus.packed import Packed
+from influence.runtime.corpus.packed import Packed, PackedBatches
 from influence.runtime.driver import rest
 from influence.runtime.models import Model
 from influence.runtime.run.asking import (
-    QUESTIONS,
-    Question,
+    asked,
     opened_job,
     queries_file,
-    tokens_of,
+    question_tokens,
 )
-from influence.runtime.run.batching import (
-    Measured,
-    fastest,
-    halving,
-    sizes,
-    timed,
-)
+from influence.runtime.run.batching import Measured, halving
 from influence.runtime.run.fitting import fitted
 from influence.runtime.run.job import GB, MODEL, Corpus, Job, Models, clock
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
-from influence.runtime.run.options import Data, Scan
+from influence.runtime.run.options import Data, Scan, check_numbers
 from influence.runtime.run.stream import Names, Stream, forget, read_scores
 from influence.runtime.store import checksum
 
@@ -74,22 +67,49 @@ def scan(
       ValueError: if the options do not go together, or something changed since the
         questions were solved for.
       FileNotFoundError: if nothing was asked yet.
+
+    Example:
+      >>> from influence.runtime.run.options import Scan
+      >>> from influence.runtime.run.scanning import scan
+      >>> ledger = scan(Scan(done, candidates="bm25:4", keep="totals"), quiet, own)
+      >>> ledger.stages["scores of corpus"]["inputs"]["candidates"]
+      'bm25:4'
     """
+    check_numbers(options)
     with locked(options.run):
         ledger = opened(options.run)
         job = opened_job(ledger, console, given)
+        own = job.model(MODEL)
+        fitted_to = job.corpus(own, job.options.data)
+        _check_alike(job)
+        corpora = _corpora(job, own, options, fitted_to)
+        rows = sum(len(x.packed) for x in corpora)
+        job.note("scanned", corpora=[x.source.name for x in corpora])
         for role in job.roles:
-            model = job.model(role)
-            own = job.corpus(model, job.options.data)
-            fitted(job, role, model, own)
+            model = own if role == MODEL else job.model(role)
+            fitted(job, role, model, fitted_to)
             query = _asked(job, role, model)
-            corpora = _corpora(job, model, options, own)
-            n_train = options.n_train or sum(len(x.packed) for x in corpora)
             for corpus in corpora:
-                _Scanning(job, role, model, query, corpus, n_train, options).all()
-            said = {"corpora": [x.source.name for x in corpora], "n_train": n_train}
-            job.note("scanned", **said, data=list(options.data))
+                _Scanning(job, role, model, query, corpus, rows, options).all()
     return ledger
+
+
+def _check_alike(job: Job) -> None:
+    """Raises unless all models of a run were asked the same in the same way.
+
+    Raises:
+      FileNotFoundError: if one was not asked.
+      ValueError: if they were asked differently.
+    """
+    entries = [job.ledger.needed(f"queries of {x}", "query") for x in job.roles]
+    own, apart = entries[0]["inputs"], ("weights", "curvature", "batch")
+    for role, entry in zip(job.roles, entries, strict=True):
+        odd = [k for k, x in entry["inputs"].items() if own.get(k) != x]
+        if changed := sorted({*odd} - {*apart}):
+            raise ValueError(
+                f"The model and the {role} were asked with other {', '.join(changed)}. "
+                f"Run `influence query {job.folder}` again, to its end."
+            )
 
 
 def _asked(job: Job, role: str, model: Model) -> Query:
@@ -121,60 +141,58 @@ def _corpora(job: Job, model: Model, options: Scan, own: Corpus) -> list[Corpus]
     Raises:
       ValueError: if two would have one name.
     """
-    found = [job.pack(model, *_named(job, x)) for x in options.data] or [own]
-    names = [x.source.name for x in found]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"Two corpora are called {max(names, key=names.count)!r}, and so would "
-            "their sequences be. Name them apart: --data NAME=PATH."
-        )
-    return found
+    asked = [_named(job, x) for x in options.data]
+    names = [job.source(*x).name for x in asked]
+    for name, (data, _) in zip(names, asked, strict=True):
+        taken = name == own.source.name and data.data != job.options.data.data
+        if taken or names.count(name) > 1:
+            raise ValueError(
+                f"Two corpora are called {name!r}, and so would their sequences be. "
+                f"Name {data.data} otherwise: --data NAME={data.data}."
+            )
+    return [job.pack(model, *x) for x in asked] or [own]
 
 
 def _named(job: Job, said: str) -> tuple[Data, str | None]:
     """Returns a corpus of `PATH` or `NAME=PATH`, read as that of the fit is."""
-    name, _, place = said.rpartition("=")
+    name, equals, place = said.partition("=")
+    if not equals or Path(said).exists():
+        name, place = "", said
     own = job.options.data
     if place == own.data:
         return own, name or None
     return replace(own, data=place, split=None, pattern="*"), name or None
 
 
-def data_of(job: Job, corpus: str) -> tuple[Data, str | None]:
-    """Returns what a corpus that was scanned is read from, and its name if given."""
-    scanned = job.noted("scanned")
-    given = dict(zip(scanned.get("corpora", ()), scanned.get("data", ()), strict=False))
-    return _named(job, given[corpus]) if corpus in given else (job.options.data, None)
-
-
 @dataclass(frozen=True)
 class _Scanning:
-    """The scan of one corpus under one model of a run."""
+    """The scan of one corpus under one model of a run; all have so many rows."""
 
     job: Job
     role: str
     model: Model
     query: Query
     corpus: Corpus
-    n_train: int
+    rows: int
     options: Scan
+
+    @property
+    def n_train(self) -> int:
+        """Returns how many sequences the model was trained on."""
+        return self.options.n_train or self.rows
 
     def all(self) -> None:
         """Scores what is to be scored, unless that was done, and the top's tokens."""
-        chosen, keep = self._chosen(), self._keep()
-        batch = self._batch(chosen)
+        keep, batch = self._keep(), self._batch()
+        smaller = partial(self.job.smaller, self._batch_note)
         stage = self._stage(keep, batch.size)
-        if not self.job.ledger.finished(stage):
-            self.job.show(f"scan {self.name}", self._plan(chosen, keep, batch))
+        if not self.job.ledger.finished(stage, self.path):
+            self.job.show(f"scan {self.name}", self._plan(keep, batch))
             self.job.begin(stage)
-            done = halving(
-                lambda size: self._scores(self._stage(keep, size), chosen, keep, size),
-                batch.size,
-                self._smaller,
-            )
+            done = halving(partial(self._scores, keep), batch.size, smaller)
             self.job.ledger.finish(done.stage, checksum=done.checksum)
         forget(self.path)
-        self._tokens(chosen, batch.size)
+        halving(self._tokens, self._batch().size, smaller)
 
     @property
     def name(self) -> str:
@@ -187,32 +205,46 @@ class _Scanning:
         return scores_at(self.job, self.role, self.corpus.source.name)
 
     def _stage(self, keep: Keep, size: int) -> Stage:
-        artifacts = self.job.ledger.run.manifest["artifacts"]
-        return Stage(
-            f"scores of {self.name}",
-            {
-                **self.job.common(self.model.digest),
-                "queries": artifacts[queries_file(self.role)]["sha256"],
-                "corpus": self.corpus.digest,
-                "candidates": str(self.options.candidates),
-                "keep": str(keep),
-                "n_train": str(self.n_train),
-                "batch": str(size),
-            },
-        )
+        inputs = {
+            **self.job.common(self.model.digest),
+            "queries": self._queries,
+            "corpus": self.corpus.digest,
+            "candidates": str(self.options.candidates),
+            "keep": str(keep),
+            "n_train": str(self.n_train),
+            "batch": str(size),
+        }
+        if keep.top is not None and self.role != MODEL:
+            inputs["kept"] = self.job.ledger.stages[self._model_scores]["checksum"]
+        return Stage(f"scores of {self.name}", inputs, self._about)
 
+    @property
+    def _about(self) -> dict[str, str]:
+        return {"role": self.role, "corpus": self.corpus.source.name}
+
+    @property
+    def _queries(self) -> str:
+        """Returns the checksum of the queries."""
+        artifacts = self.job.ledger.run.manifest["artifacts"]
+        return artifacts[queries_file(self.role)]["sha256"]
+
+    @property
+    def _model_scores(self) -> str:
+        """Returns the stage of the model's own scores of the corpus."""
+        return f"scores of {named(MODEL, self.corpus.source.name)}"
+
+    @cached_property
     def _chosen(self) -> Packed:
         """Returns the sequences that are scored: all of them, or candidates."""
         each = _candidates(self.options.candidates)
         if each is None:
             return self.corpus.packed
-        asked = {}
-        for row in self.job.ledger.run.read(QUESTIONS, formats.read_json):
-            question = Question(**row)
-            prompt, rest_ = tokens_of(self.model, question, question.completion)
-            asked[question.name] = [*prompt, *rest_]
+        words = {}
+        for question in asked(self.job):
+            prompt, rest_ = question_tokens(self.model, question, question.completion)
+            words[question.name] = [*prompt, *rest_]
         batches = self.corpus.packed.batches(256)
-        found = candidates(asked, batches, each, run=self.job.driver.run)
+        found = candidates(words, batches, each, run=self.job.driver.run)
         if not len(found.union):
             raise ValueError(
                 f"No sequence of {self.name} shares a token with a question, so there "
@@ -225,7 +257,7 @@ class _Scanning:
         said = self.options.keep
         if said is None:
             layers = axis(self.query, by_layer=True)
-            need = 4 * len(self.query.names) * len(layers) * len(self.corpus.packed)
+            need = 4 * len(self.query.names) * len(layers) * self.rows
             return Keep(layers=need <= LARGEST)
         if said in ("layers", "totals"):
             return Keep(layers=said == "layers")
@@ -236,15 +268,11 @@ class _Scanning:
             )
         return Keep(layers=True, top=int(count))
 
-    def _scores(self, stage: Stage, chosen: Packed, keep: Keep, size: int) -> "_Done":
+    def _scores(self, keep: Keep, size: int) -> "_Done":
         """Streams scores to the disk."""
+        stage, chosen = self._stage(keep, size), self._chosen
         if keep.top is not None:
-            read = reader(
-                self.model.task, self.model.params, self.query, by_layer=False
-            )
-            fold = top.fold(read, len(self.query.names), keep.top)
-            run = self.job.saving(stage, self.options.save_every)
-            chosen = chosen.take(run(fold, self.job.batches(chosen, size)))
+            chosen = self._top(stage, keep.top, size)
         read = reader(
             self.model.task, self.model.params, self.query, by_layer=keep.layers
         )
@@ -260,6 +288,19 @@ class _Scanning:
         checksum = stream.finish()
         self.job.forget(stage)
         return _Done(stage, checksum)
+
+    def _top(self, stage: Stage, each: int, size: int) -> Packed:
+        """Returns the sequences that are kept; under a base, those of the model."""
+        if self.role != MODEL:
+            scores = scores_at(self.job, MODEL, self.corpus.source.name)
+            with read_scores(scores) as found:
+                ids = [str(x) for x in found["train"].values]
+            places = map(self.corpus.packed.place_of, ids)
+            return self.corpus.packed.take(sorted(places))
+        read = reader(self.model.task, self.model.params, self.query, by_layer=False)
+        fold = top.fold(read, len(self.query.names), each)
+        run = self.job.saving(stage, self.options.save_every)
+        return self._chosen.take(run(fold, self.job.batches(self._chosen, size)))
 
     def _stream(self, stage: Stage, chosen: Packed, keep: Keep, size: int) -> Stream:
         first = next(iter(self.job.batches(chosen, 1)))
@@ -287,36 +328,28 @@ class _Scanning:
             self.options.save_every,
         )
 
-    def _batch(self, chosen: Packed) -> Measured:
-        """Returns the batch size: of before, that of the options, or the fastest."""
-        artifacts, asked = self.job.ledger.run.manifest["artifacts"], self.options.batch
-        queries = artifacts[queries_file(self.role)]["sha256"]
-        key, name = f"{queries} {self.corpus.digest} {asked}", f"batch of {self.name}"
-        noted = self.job.noted(name)
-        if noted.get("key") == key:
-            return Measured(noted["size"], noted["seconds"])
+    @property
+    def _batch_note(self) -> str:
+        return f"batch of the scan of {self.name}"
+
+    def _batch(self) -> Measured:
+        """Returns how large batches are."""
         read = reader(self.model.task, self.model.params, self.query)
 
-        def work(size: int) -> Callable[[], object]:
-            batch = next(iter(self.job.batches(chosen, size)))
-            return lambda: jax.block_until_ready(read(batch))
+        def work(batches: PackedBatches) -> None:
+            jax.block_until_ready(read(next(iter(batches))))
 
-        with self.job.driver.stage("one batch, to know what all will take"):
-            if asked is None:
-                found = fastest(work, sizes(chosen.context, len(chosen)))
-            else:
-                found = timed(work, min(asked, len(chosen)))
-        self.job.note(name, key=key, **found._asdict())
-        return found
+        return self.job.batch(
+            self._batch_note,
+            f"{self._queries} {self.corpus.digest} {self.options.candidates}",
+            self.options.batch,
+            self._chosen,
+            work,
+        )
 
-    def _smaller(self, size: int) -> None:
-        """Notes that batches have to be smaller, so that the next process knows."""
-        name = f"batch of {self.name}"
-        self.job.say(f"The device's memory is too small: on with batches of {size}.")
-        self.job.note(name, **{**self.job.noted(name), "size": size})
-
-    def _plan(self, chosen: Packed, keep: Keep, batch: Measured) -> dict[str, str]:
+    def _plan(self, keep: Keep, batch: Measured) -> dict[str, str]:
         """Returns what will be done and what it will cost, in words."""
+        chosen = self._chosen
         layers = axis(self.query, by_layer=keep.layers)
         kept = len(chosen) if keep.top is None else 2 * keep.top
         need = 4 * len(self.query.names) * kept * (1 + len(layers))
@@ -333,13 +366,12 @@ class _Scanning:
         seconds = passes * batch.seconds * len(chosen) / batch.size
         return said | {"time": f"about {clock(seconds)}, from a timed batch"}
 
-    def _tokens(self, chosen: Packed, size: int) -> None:
+    def _tokens(self, size: int) -> None:
         """Splits the scores of every query's most extreme sequences over tokens."""
-        stage = Stage(
-            f"tokens of {self.name}",
-            {"scores": self.job.ledger.stages[f"scores of {self.name}"]["checksum"]},
-        )
-        if self.job.ledger.finished(stage):
+        scores = self.job.ledger.stages[f"scores of {self.name}"]["checksum"]
+        stage = Stage(f"tokens of {self.name}", {"scores": scores}, self._about)
+        name = shares_at(self.role, self.corpus.source.name)
+        if self.job.ledger.finished(stage, self.job.folder / name):
             return
         self.job.begin(stage)
         with read_scores(self.path) as found:
@@ -354,13 +386,12 @@ class _Scanning:
             n_train=self.n_train,
             run=self.job.driver.named(stage.name),
         )
-        name = shares_at(self.role, self.corpus.source.name)
         self.job.ledger.run.write(name, formats.write_scores(shares.to_dataset()))
         self.job.ledger.finish(stage)
 
 
 class _Done(NamedTuple):
-    """A stage that came to its end, and the checksum of its log."""
+    """A stage that came to its end, and the checksum of its scores."""
 
     stage: Stage
     checksum: str

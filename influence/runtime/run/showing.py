@@ -1,6 +1,6 @@
 """`influence show`, `report` and `status`: what a run has found, and how far it is."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,18 +20,17 @@ from influence.runtime.corpus.tokenizer import ModelTokenizer
 from influence.runtime.models import Model, parameters
 from influence.runtime.report import page
 from influence.runtime.run.asking import (
-    QUESTIONS,
     Question,
+    asked,
     opened_job,
     queries_file,
-    tokens_of,
+    question_tokens,
 )
-from influence.runtime.run.found import Found, found
-from influence.runtime.run.found import tokens_of as sequence_tokens
+from influence.runtime.run.found import Found, found, sequence_tokens
 from influence.runtime.run.job import MODEL, Job, Models, code
 from influence.runtime.run.ledger import locked, opened
 from influence.runtime.run.options import Report, Show, Status
-from influence.runtime.run.scanning import check_scores, data_of, scores_at
+from influence.runtime.run.scanning import check_scores, named, scores_at
 from influence.runtime.run.stream import check_begun
 from influence.runtime.saves import Saves
 from influence.runtime.store import Run
@@ -50,13 +49,18 @@ def show(
     Raises:
       FileNotFoundError: if nothing was scanned.
       ValueError: if there is no such question, or something is damaged.
+
+    Example:
+      >>> from influence.runtime.run.options import Show
+      >>> from influence.runtime.run.showing import show
+      >>> show(Show(done, query="3", top=2), quiet, own)
     """
     job = opened_job(opened(options.run), console, given)
     results = found(job)
     total = results.total(difference=options.difference)
-    asked = _asked(job)
-    chosen = _chosen(asked, options.query)
-    total = total.isel(query=[asked.index(x) for x in chosen])
+    known = asked(job)
+    chosen = _chosen(known, options.query)
+    total = total.isel(query=[known.index(x) for x in chosen])
     highest = rankings(total, options.top)
     lowest = rankings(total, options.top, lowest=True)
     ids = {y.id for x in (*highest, *lowest) for y in x}
@@ -86,26 +90,21 @@ def _snippet(text: str) -> str:
     return escape(" ".join(short.split()))
 
 
-def _asked(job: Job) -> list[Question]:
-    rows = job.ledger.run.read(QUESTIONS, formats.read_json)
-    return [Question(**x) for x in rows]
-
-
-def _chosen(asked: Sequence[Question], word: str | None) -> list[Question]:
+def _chosen(known: Sequence[Question], word: str | None) -> list[Question]:
     """Returns one question by number or name, or all.
 
     Raises:
       ValueError: if there is none.
     """
     if word is None:
-        return list(asked)
-    named = [x for x in asked if x.name == word]
-    if not named and word.isdecimal() and 0 < int(word) <= len(asked):
-        named = [asked[int(word) - 1]]
+        return list(known)
+    named = [x for x in known if x.name == word]
+    if not named and word.isdecimal() and 0 < int(word) <= len(known):
+        named = [known[int(word) - 1]]
     if not named:
         raise ValueError(
             f"There is no question {word!r}. They are: "
-            f"{', '.join(f'{i} {x.name!r}' for i, x in enumerate(asked, 1))}."
+            f"{', '.join(f'{i} {x.name!r}' for i, x in enumerate(known, 1))}."
         )
     return named
 
@@ -118,6 +117,12 @@ def report(
     Raises:
       FileNotFoundError: if nothing was scanned.
       ValueError: if something is damaged.
+
+    Example:
+      >>> from influence.runtime.run.options import Report
+      >>> from influence.runtime.run.showing import report
+      >>> report(Report(done), quiet, own).name
+      'report.html'
     """
     with locked(options.run):
         job = opened_job(opened(options.run), console, given)
@@ -153,7 +158,7 @@ def _findings(
 
 def _pieces(results: Found, id_: str, tokenizer: ModelTokenizer | None) -> list[str]:
     """Returns a sequence's text, token by token."""
-    ids = sequence_tokens(results.corpus(id_.rsplit(":", 2)[0]).packed, id_)
+    ids = sequence_tokens(results.corpora[id_.rsplit(":", 2)[0]].packed, id_)
     if tokenizer is None:
         return [f"{x} " for x in ids]
     said, reached = [], ""
@@ -186,23 +191,23 @@ def _facts(
 
 
 def _questions(job: Job, results: Found, model: Model) -> Mapping[str, page.Question]:
-    asked = _asked(job)
-    tokens = {x.name: tokens_of(model, x, x.completion) for x in asked}
+    known = asked(job)
+    tokens = {x.name: question_tokens(model, x, x.completion) for x in known}
     counts = np.zeros(model.vocabulary, np.int64)
-    for name in results.corpora:
-        counts += _frequencies(results.corpus(name).packed, model.vocabulary)
+    for corpus in results.corpora.values():
+        counts += _frequencies(corpus.packed, model.vocabulary)
     said = continuations(model.task, model.params, prompted(tokens), counts)
     return {
         x.name: _question(x, continuation)
-        for x, continuation in zip(asked, said, strict=True)
+        for x, continuation in zip(known, said, strict=True)
     }
 
 
-def _question(asked: Question, continuation: Continuation) -> page.Question:
-    kind = "asked" if asked.instead is None else f"rather than {asked.instead!r}"
+def _question(one: Question, continuation: Continuation) -> page.Question:
+    kind = "asked" if one.instead is None else f"rather than {one.instead!r}"
     prompt, completion = (
         x if isinstance(x, str) else " ".join(map(str, x))
-        for x in (asked.prompt, asked.completion)
+        for x in (one.prompt, one.completion)
     )
     return page.Question(kind, prompt, completion, continuation)
 
@@ -231,6 +236,12 @@ def status(
 
     Returns:
       whether everything that was begun is finished, fresh and whole.
+
+    Example:
+      >>> from influence.runtime.run.options import Status
+      >>> from influence.runtime.run.showing import status
+      >>> status(Status(done), quiet, own)
+      True
     """
     job = opened_job(opened(options.run), console, given)
     rows = list(examined(job))
@@ -245,12 +256,11 @@ def status(
 
 def examined(job: Job) -> Iterator[_Row]:
     """Yields what there is to say of every stage, and of everything that is damaged."""
-    now, stale = _inputs(job), set[str]()
+    stale = set[str]()
     for name, entry in job.ledger.stages.items():
-        role = "base" if name.endswith("base") or "base " in name else MODEL
-        own = now[role] | now.get(name, {})
-        changed = [k for k, x in entry["inputs"].items() if own.get(k, x) != x]
-        behind = sorted(x for x in stale if _upstream(x, name))
+        now = _now(job, entry)
+        changed = [k for k, x in entry["inputs"].items() if now.get(k, x) != x]
+        behind = [x for x in _upstream(job, name, entry) if x in stale]
         if changed or behind:
             stale.add(name)
             yield _Row(name, "stale", ", ".join([*changed, *behind]) + " changed")
@@ -262,23 +272,37 @@ def examined(job: Job) -> Iterator[_Row]:
         yield _Row(what, "damaged", problem)
 
 
-def _inputs(job: Job) -> dict[str, dict[str, str]]:
-    """Returns the inputs of stages as they are now, by role or stage."""
-    found: dict[str, dict[str, str]] = {}
-    for role in job.roles:
-        found[role] = {"code": code()}
-        try:
-            found[role]["weights"] = job.weights(role)
-        except (OSError, ValueError) as gone:
-            found[role]["weights"] = str(gone)
-        found[role] |= _made(job, role)
-    for name in [x for x in job.ledger.stages if x.startswith("corpus ")]:
-        try:
-            data = data_of(job, name.removeprefix("corpus "))
-            found[name] = {"data": job.source(*data).fingerprint()}
-        except (OSError, ValueError) as gone:
-            found[name] = {"data": str(gone)}
-    return found
+def _now(job: Job, entry: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the inputs of a stage as they are now, as far as they are known."""
+    role, corpus = entry.get("role"), entry["corpus"]
+    tokenizer = job.tokenizer()
+    found = {"tokenizer": tokenizer.sha256 if tokenizer else "none"}
+    if role is None:  # the corpus itself
+        return found | {"data": _or_why_not(partial(_fingerprint, job, corpus))}
+    made = job.ledger.stages.get(f"corpus {corpus}", {})
+    weights = _or_why_not(partial(job.weights, role))
+    if role not in job.roles:
+        weights = f"no {role} any more"
+    scores = job.ledger.stages.get(f"scores of {named(role, corpus)}", {})
+    return found | {
+        "code": code(),
+        "weights": weights,
+        "corpus": made.get("key", "none"),
+        "scores": scores.get("checksum", "none"),
+        **_made(job, role),
+    }
+
+
+def _fingerprint(job: Job, corpus: str) -> str:
+    return job.source(*job.data_of(corpus)).fingerprint()
+
+
+def _or_why_not(find: Callable[[], str]) -> str:
+    """Returns a checksum, or why there is none."""
+    try:
+        return find()
+    except (OSError, ValueError) as gone:
+        return str(gone)
 
 
 def _made(job: Job, role: str) -> dict[str, str]:
@@ -291,20 +315,23 @@ def _made(job: Job, role: str) -> dict[str, str]:
     }
 
 
-ORDER = ("corpus", "curvature", "queries", "scores", "tokens")
-"""The kinds of stages, each made from those before it."""
-
-
-def _upstream(first: str, second: str) -> bool:
-    """Returns whether a stage may be made from another."""
-    one, other = (ORDER.index(x.split(" ")[0]) for x in (first, second))
-    return one < other
+def _upstream(job: Job, name: str, entry: Mapping[str, Any]) -> list[str]:
+    """Returns the stages that a stage is made from."""
+    role, corpus = entry.get("role"), entry["corpus"]
+    kind = name.partition(" ")[0]
+    if kind == "curvature":
+        return [f"corpus {corpus}"]
+    if kind == "queries":
+        return job.noted(f"curvature of {role}").get("stages", [])
+    if kind == "scores":
+        return [f"corpus {corpus}", f"queries of {role}"]
+    return [f"scores of {named(str(role), corpus)}"] if kind == "tokens" else []
 
 
 def _saved(job: Job, stage: str) -> str:
     """Returns how far a stage is that is not finished."""
-    folder = job.folder / "saves" / stage.replace(" ", "-")
-    done = [int(x.stem) for x in folder.glob("*/*.json") if x.stem.isdecimal()]
+    notes = job.saves(stage).glob("*/*.json")
+    done = [int(x.stem) for x in notes if x.stem.isdecimal()]
     said = [f"{x} batches saved" for x in done]
     return ", ".join(said) or "nothing saved yet"
 
@@ -316,19 +343,18 @@ def _damage(job: Job) -> Iterator[tuple[str, str]]:
         (name, partial(run.read, name, Path)) for name in run.manifest["artifacts"]
     ]
     for name, entry in job.ledger.stages.items():
+        corpus, finished = entry["corpus"], entry["finished"]
         if name.startswith("corpus "):
-            folder = job.folder / "corpora" / name.removeprefix("corpus ")
-            finished = partial(check_packed, folder)
+            folder = job.folder / "corpora" / corpus
             begun = partial(check_chunks, Run(folder))
-            checks.append((name, finished if entry["finished"] else begun))
+            checks.append((name, partial(check_packed, folder) if finished else begun))
         if name.startswith("scores of "):
-            corpus, _, base = name.removeprefix("scores of ").partition(" under ")
-            asked = job, base or MODEL, corpus
-            finished = partial(check_scores, *asked)
-            begun = partial(check_begun, scores_at(*asked))
-            checks.append((name, finished if entry["finished"] else begun))
-        folders = (job.folder / "saves" / name.replace(" ", "-")).glob("*")
-        checks += [(name, Saves(x, entry["key"], 0.0).check) for x in folders]
+            asked_of = job, entry["role"], corpus
+            begun = partial(check_begun, scores_at(*asked_of))
+            whole = partial(check_scores, *asked_of)
+            checks.append((name, whole if finished else begun))
+        saves = job.saves(name).glob("*")
+        checks += [(name, Saves(x, entry["key"], 0.0).check) for x in saves]
     for name, check in checks:
         try:
             check()

@@ -32,6 +32,9 @@ from influence.runtime.store import atomic, checksum, signed, unsigned
 CHUNK = 1 << 21
 """About how many bytes of scores lie together in one file."""
 
+HELD = 32
+"""How many files' scores are in memory at the most."""
+
 SCORE, LAYERS = "score", "layer_score"
 
 
@@ -97,9 +100,11 @@ class Stream:
         """
         lines = committed(self.log)
         if lines and lines[0].get("key") == self.key and self.path.is_dir():
-            self._cut(lines)
+            _cut(self.log)
+            for torn in self.path.rglob("*.partial"):  # zarr's, of a process killed
+                torn.unlink()
             self.done = lines[-1].get("stop", 0)
-            _check(self.path, lines[1:])
+            _check(self.path, lines)
             self._rows = list(_tail(self.path, lines))
         else:
             self._begin()
@@ -112,7 +117,7 @@ class Stream:
         held = sum(map(len, self._rows))
         last = self.done + held == len(self.names.train)
         due = time.monotonic() - self._since >= max(self.every, self._took / COST)
-        if last or due:
+        if last or due or held >= HELD * self.chunk:
             # Part of a file would have to be written over later, and a process may end
             # while it does: only whole files go there, the rest into one of its own.
             self._commit(held if last else held - held % self.chunk)
@@ -127,14 +132,15 @@ class Stream:
         if lines[-1].get("stop", 0) != len(self.names.train):
             raise ValueError(f"{self.path} has {self.done} sequences, not all.")
         whole = checksum(self.path)
-        _check(self.path, lines[1:])
+        _check(self.path, lines)
         self._clear()
         return whole
 
     def _begin(self) -> None:
+        # First of all nothing is said any more of what then goes.
+        self.log.unlink(missing_ok=True)
         if self.path.is_dir():
             shutil.rmtree(self.path)
-        self.log.unlink(missing_ok=True)
         self._clear()
         root = zarr.open_group(self.path, mode="w", attributes=dict(self.attrs))
         queries, train, layers = (
@@ -158,7 +164,7 @@ class Stream:
                            dimension_names=("query",))  # fmt: skip
             array[:] = np.asarray(values, float)
         _flush(self.path)
-        self._say({"key": self.key})
+        self._say({"key": self.key, "names_sha256": _names(self.path)})
 
     def _commit(self, whole: int) -> None:
         begun = time.monotonic()
@@ -201,11 +207,10 @@ class Stream:
             file.flush()
             os.fsync(file.fileno())
 
-    def _cut(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Leaves nothing in the log behind its last whole line."""
-        text = "".join(json.dumps(signed(x)) + "\n" for x in lines)
-        if self.log.read_text(encoding="utf-8") != text:
-            self.log.write_text(text, encoding="utf-8")
+
+def _cut(log: Path) -> None:
+    """Leaves nothing in a log behind its last whole line."""
+    os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
 
 
 def committed(log: Path) -> list[dict[str, Any]]:
@@ -241,7 +246,7 @@ def check_begun(path: Path) -> None:
     """
     lines = committed(_log_at(path))
     if lines and path.is_dir():
-        _check(path, lines[1:])
+        _check(path, lines)
         _tail(path, lines)
 
 
@@ -271,8 +276,23 @@ def _tail(path: Path, lines: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
     return [np.load(tail, allow_pickle=False)]
 
 
+def _names(path: Path) -> str:
+    """Returns a SHA-256 of all that is written of scores before the first of them."""
+    state = hashlib.sha256()
+    grow = {path / name / "c" for name in (SCORE, LAYERS, "train")}
+    for file in sorted(x for x in path.rglob("*") if x.is_file()):
+        if not grow & {*file.parents}:
+            state.update(f"{file.relative_to(path)} {checksum(file)}\0".encode())
+    return state.hexdigest()
+
+
 def _check(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    for line, name, values in _pieces(path, lines):
+    if _names(path) != lines[0]["names_sha256"]:
+        raise ValueError(
+            f"{path}: the names or shapes of the scores are not what was written; "
+            f"their checksum differs. Restore them, or delete {path} to scan again."
+        )
+    for line, name, values in _pieces(path, lines[1:]):
         if _digest(values) != line[name]:
             raise ValueError(
                 f"{path / name}: the scores of sequences {line['start']} to "

@@ -86,7 +86,9 @@ def copied(folder) -> Path:
     run = Run(folder / "run")
     about = run.manifest["fit"]
     about["data"]["data"] = str(path)
-    run.note(fit=about)
+    stages = run.manifest["stages"]
+    stages["corpus texts"]["data"] = about["data"]
+    run.note(fit=about, stages=stages)
     return path
 
 

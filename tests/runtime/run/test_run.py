@@ -1,9 +1,12 @@
 """What comes out of a run is what the engine computes, however often it was stopped."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import xarray as xr
 from rich.console import Console
 
 import influence
@@ -55,7 +58,7 @@ def test_a_run_scores_what_the_engine_scores(tmp_path):
     make.copied(tmp_path)
     own = make.models()
     model = own["model"]
-    packed = found(job_of(tmp_path, own)).corpus("texts").packed
+    packed = found(job_of(tmp_path, own)).corpora["texts"].packed
     batches = packed.batches(4)
     curvature = influence.fit(model.task, model.params, batches)
     asked = influence.completions(
@@ -237,6 +240,94 @@ def test_a_flipped_byte_is_found_and_named_wherever_it_is(tmp_path):
     assert showing.status(Status(folder), QUIET, own)
 
 
+def test_old_scores_are_not_shown_under_new_questions(tmp_path):
+    make.copied(tmp_path)
+    own = make.models()
+    asked = tmp_path / "other.jsonl"
+    asked.write_text('{"name": "first", "prompt": [7], "completion": [8]}\n')
+    query(Query(tmp_path / "run", queries=asked), QUIET, own)
+    with pytest.raises(ValueError, match="are of other queries than the run now has"):
+        scores(tmp_path, own)
+
+
+BAD_QUESTIONS = (
+    {"prompt": [1, 99], "completion": [2]},
+    {"prompt": "text", "completion": [2]},
+    {"prompt": 3, "completion": [2]},
+    {"prompt": [1], "completion": [2], "instead": []},
+)
+
+
+@pytest.mark.parametrize("question", BAD_QUESTIONS, ids=str)
+def test_a_bad_question_loses_nothing(tmp_path, question):
+    make.copied(tmp_path)
+    own = make.models()
+    before = scores(tmp_path, own)
+    asked = tmp_path / "bad.jsonl"
+    asked.write_text(json.dumps(question) + "\n")
+    with pytest.raises(ValueError, match="question|token"):
+        query(Query(tmp_path / "run", queries=asked), QUIET, own)
+    xr.testing.assert_identical(scores(tmp_path, own), before)
+
+
+def test_bad_data_does_not_replace_what_was_packed(tmp_path):
+    path = make.copied(tmp_path)
+    own = make.models()
+    whole = path.read_text()
+    path.write_text(whole + '{"ids": []}\n')
+    with pytest.raises(ValueError, match="'ids' is empty"):
+        fit(make.options(tmp_path, path), QUIET, own)
+    path.write_text(whole)
+    assert showing.status(Status(tmp_path / "run"), QUIET, own)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "corpora/texts",
+        "model/curvature.safetensors",
+        "model/queries.safetensors",
+        "model/scores-texts.zarr",
+        "model/tokens-texts.zarr",
+    ],
+)
+def test_what_was_deleted_is_made_again(tmp_path, made):
+    path = make.copied(tmp_path)
+    own = make.models()
+    before = scores(tmp_path, own)
+    gone = tmp_path / "run" / made
+    if gone.is_dir():
+        shutil.rmtree(gone)
+    else:
+        gone.unlink()
+    make.everything(tmp_path, path, own)
+    xr.testing.assert_identical(scores(tmp_path, own), before)
+
+
+def test_a_fit_in_fewer_groups_takes_the_place_of_one_in_more(tmp_path):
+    path, own = make.corpus(tmp_path), make.models()
+    fit(make.options(tmp_path, path, memory=1e-6), QUIET, own)
+    assert "curvature of model 2" in stages(tmp_path)
+    make.everything(tmp_path, path, own)
+    assert {x for x in stages(tmp_path) if "curvature" in x} == {"curvature of model"}
+    files = {x.name for x in (tmp_path / "run" / "model").glob("curvature*")}
+    assert files == {"curvature.safetensors"}
+    assert showing.status(Status(tmp_path / "run"), QUIET, own)
+
+
+def test_the_top_under_a_base_is_the_model_s(tmp_path):
+    path = make.corpus(tmp_path, name="codebase")
+    own = {**make.models(), "base": make.models(seed=1)["model"]}
+    make.everything(tmp_path, path, own)
+    whole = scores(tmp_path, own, difference=True)
+    top = Scan(tmp_path / "run", batch=4, keep="top:2")
+    scan(top, QUIET, own)
+    kept = scores(tmp_path, own, difference=True)
+    xr.testing.assert_equal(kept, whole.sel(train=kept["train"]))
+    assert showing.status(Status(tmp_path / "run"), QUIET, own)
+    assert showing.report(Report(tmp_path / "run"), QUIET, own).is_file()
+
+
 def test_two_processes_do_not_share_a_folder(tmp_path):
     own, path = make.models(), make.corpus(tmp_path)
     with (
@@ -311,6 +402,24 @@ def one_name_twice(tmp_path, own, path):
     scan(Scan(tmp_path / "run", data=(str(path), str(path))), QUIET, own)
 
 
+def the_fit_s_name(tmp_path, own, path):
+    make.copied(tmp_path)
+    (tmp_path / "other").mkdir()
+    other = make.corpus(tmp_path / "other", seed=1)
+    scan(Scan(tmp_path / "run", data=(str(other),)), QUIET, own)
+
+
+def fewer_than_none(tmp_path, own, path):
+    make.copied(tmp_path)
+    scan(Scan(tmp_path / "run", n_train=-5), QUIET, own)
+
+
+def short_base(tmp_path, own, path):
+    model = own["model"]
+    base = replace(model, context=cases.T - 1)
+    fit(make.options(tmp_path, path), QUIET, {**own, "base": base})
+
+
 def other_base(tmp_path, own, path):
     apply, params = cases.MAKERS["raw-loop"](bias=True, dtype=np.float64)
     base = given(apply, params, vocabulary=5, context=cases.T)
@@ -330,6 +439,9 @@ REFUSED = {
     no_candidates: "--candidates tfidf means nothing",
     keep_what: "--keep some means nothing",
     one_name_twice: "Two corpora are called 'texts'",
+    the_fit_s_name: "Two corpora are called 'texts'",
+    fewer_than_none: "--n-train -5 makes no sense. Give 1 at least",
+    short_base: f"The base takes sequences of {cases.T - 1} tokens",
     other_base: "Model and base do not read alike: 11 and 5 token ids",
 }
 

@@ -66,7 +66,9 @@ def test_scores_for_something_else_are_not_gone_on_with(tmp_path, monkeypatch):
     assert second.open() == 0
 
 
-@pytest.mark.parametrize("file", ["s.tail-12.npy", "s.log.jsonl", "s.zarr/score/c/0/0"])
+@pytest.mark.parametrize(
+    "file", ["s.tail-12.npy", "s.log.jsonl", "s.zarr/score/c/0/0", "s.zarr/zarr.json"]
+)
 def test_what_is_damaged_is_not_gone_on_with(tmp_path, monkeypatch, file):
     first = stream(tmp_path, monkeypatch)
     first.open()
@@ -76,13 +78,25 @@ def test_what_is_damaged_is_not_gone_on_with(tmp_path, monkeypatch, file):
     middle = len(whole) // 2
     flipped = bytes([whole[middle] ^ 1])
     (tmp_path / file).write_bytes(whole[:middle] + flipped + whole[middle + 1 :])
-    named = file.removesuffix("/c/0/0").replace(".", r"\.")
+    named = file.removesuffix("/c/0/0").removesuffix("/zarr.json").replace(".", r"\.")
     for read in (
         lambda: check_begun(tmp_path / "s.zarr"),
         stream(tmp_path, monkeypatch).open,
     ):
         with pytest.raises(ValueError, match=named):
             read()
+
+
+def test_scores_are_written_before_they_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("influence.runtime.run.stream.HELD", 2)
+    own = stream(tmp_path, monkeypatch, each=1)
+    own.every = 3600.0
+    own.open()
+    done = []
+    for batch in range(4):
+        own.add(rows()[batch * BATCH : (batch + 1) * BATCH])
+        done.append(own.done)
+    assert done == [0, 8, 8, 16]
 
 
 def test_a_line_of_the_log_says_what_it_is_of(tmp_path, monkeypatch):
