@@ -27,7 +27,7 @@ from experiments.material import (
     write_llama,
     write_tokenizer,
 )
-from experiments.process import ended, started
+from experiments.process import ended, questions, started
 from influence.model.config import Config
 from influence.model.examples import sequences
 from influence.model.train import Recipe
@@ -68,10 +68,9 @@ def trained_llama(folder: Path, steps: int) -> float:
 def scores(folder: Path, dtype: str) -> xr.DataArray:
     """Returns the scores of a run with weights of some type."""
     run = folder / dtype
-    asked = [y for x in QUESTIONS for y in ("--prompt", x[0], "--completion", x[1])]
     model, data = str(folder / "llama"), str(folder / "corpus.jsonl")
     fit = ["--model", model, "--data", data, "--dtype", dtype, "--batch", "16"]
-    for words in (["fit", str(run), *fit], ["query", str(run), *asked],
+    for words in (["fit", str(run), *fit], ["query", str(run), *questions(QUESTIONS)],
                   ["scan", str(run), "--batch", "16"]):  # fmt: skip
         ended(started(*words))
     return results(run).total()

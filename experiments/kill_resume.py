@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.material import write_corpus, write_random_llama
-from experiments.process import ended, started
+from experiments.process import ended, questions, started
 from influence.model.config import Config
 from influence.runtime.run.options import Status
 from influence.runtime.run.showing import status
@@ -58,13 +58,12 @@ class Setting:
 
     def commands(self, run: Path) -> list[list[str]]:
         """Returns what a user types, one behind the other."""
-        asked = [y for x in QUESTIONS for y in ("--prompt", x[0], "--completion", x[1])]
         every = ["--save-every", str(self.every), "--batch", "32"]
         model, data = (str(self.folder / x) for x in ("llama", "corpus.jsonl"))
         fit = ["--model", model, "--data", data, "--chunk", "50000", *every]
         return [
             ["fit", str(run), *fit],
-            ["query", str(run), *asked],
+            ["query", str(run), *questions(QUESTIONS)],
             ["scan", str(run), *every],
         ]
 

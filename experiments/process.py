@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,11 @@ class Cost:
     wall: float
     cpu: float
     megabytes: float
+
+
+def questions(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Returns prompts and completions as the command line takes them."""
+    return [y for x in pairs for y in ("--prompt", x[0], "--completion", x[1])]
 
 
 def started(*words: str) -> subprocess.Popen[str]:

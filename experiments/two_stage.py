@@ -32,7 +32,7 @@ from experiments.material import (
     write_llama,
     write_tokenizer,
 )
-from experiments.process import ended, started
+from experiments.process import ended, questions, started
 from influence.model import adapters, train
 from influence.model.config import Adapter, Config
 from influence.model.examples import Examples, sequences
@@ -166,14 +166,12 @@ def adapted(
 
 def asked(folder: Path, run: Path, model: Path, facts: Sequence[Fact]) -> None:
     """Gives the commands of a run."""
-    questions = [
-        y for x in facts for y in ("--prompt", x.prompt, "--completion", x.completion)
-    ]
+    pairs = ((x.prompt, x.completion) for x in facts)
     base, pre, fine = (str(folder / x) for x in ("base", "pre.jsonl", "fine.jsonl"))
     for words in (
         ["fit", str(run), "--model", str(model), "--base", base, "--data", pre,
          "--apart", "--batch", "16"],
-        ["query", str(run), *questions],
+        ["query", str(run), *questions(pairs)],
         ["scan", str(run), "--data", pre, "--data", fine, "--batch", "16"],
     ):  # fmt: skip
         ended(started(*words))

@@ -108,6 +108,15 @@ def digest(place: str, *, dtype: Any = None, merge: bool = False) -> str:
     return _Place.of(place).digest(f"{dtype} {merge}")
 
 
+def check_place(place: str) -> None:
+    """Raises unless a folder or hub name leads to a model's folder.
+
+    Raises:
+      FileNotFoundError: if it does not.
+    """
+    _Place.of(place)
+
+
 def open_tokenizer(place: str) -> ModelTokenizer | None:
     """Returns the tokenizer of a model that is not loaded; None if it has none."""
     return _Place.of(place).tokenizer()

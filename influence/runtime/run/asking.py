@@ -17,12 +17,20 @@ from influence.curvature.solvers import ConjugateGradients, Eigenbasis, Solver
 from influence.linalg.damping import Relative
 from influence.runtime import formats
 from influence.runtime.data import split
-from influence.runtime.driver import Driver
 from influence.runtime.models import Model
 from influence.runtime.run.fitting import curvature_of, fitted
-from influence.runtime.run.job import GB, MODEL, Corpus, Job, Models, clock, sample
+from influence.runtime.run.job import (
+    GB,
+    MODEL,
+    Corpus,
+    Job,
+    Models,
+    clock,
+    opened_job,
+    sample,
+)
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
-from influence.runtime.run.options import Query, check_numbers, from_json
+from influence.runtime.run.options import Query, check_numbers
 
 DAMPING = {"ekfac": 0.1, "cg": 10.0}
 """What each solver damps by if nothing is said, times the mean eigenvalue."""
@@ -76,7 +84,7 @@ def query(
         job = opened_job(ledger, console, given)
         asked = questions(options)
         own = job.model(MODEL)
-        corpus = job.corpus(own, job.options.data)
+        corpus = job.corpus(own)
         for role in job.roles:
             model = own if role == MODEL else job.model(role)
             files = fitted(job, role, model, corpus)
@@ -92,25 +100,6 @@ def asked(job: Job) -> list[Question]:
     """
     said = job.ledger.needed(f"queries of {MODEL}", "query")["inputs"]["questions"]
     return [Question(**x) for x in json.loads(said)]
-
-
-def opened_job(
-    ledger: Ledger, console: Console | None = None, given: Models | None = None
-) -> Job:
-    """Returns a run's job, as it was fitted.
-
-    Raises:
-      FileNotFoundError: if it was not.
-    """
-    said = ledger.run.manifest.get("fit")
-    folder = ledger.run.folder
-    if said is None:
-        raise FileNotFoundError(
-            f"The run in {folder} was not fitted. `influence fit {folder} --model … "
-            "--data …` begins one."
-        )
-    shown = console or Console()
-    return Job(ledger, from_json(said, folder), given or {}, shown, Driver(shown))
 
 
 def questions(options: Query) -> list[Question]:

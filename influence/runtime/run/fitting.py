@@ -97,8 +97,7 @@ def fit(
         ledger = begin(options.run)
         shown = console or Console()
         job = Job(ledger, options, given or {}, shown, Driver(shown))
-        for role in job.roles:
-            job.weights(role)  # raises if there are none
+        job.check_models()
         model = job.model(MODEL)
         if "fit" not in ledger.run.manifest:
             ledger.run.note(fit=as_json(options))  # `status` has something to go by

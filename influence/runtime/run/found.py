@@ -12,15 +12,10 @@ from rich.console import Console
 from influence.runtime import formats
 from influence.runtime.corpus.packed import Packed
 from influence.runtime.corpus.texts import texts
-from influence.runtime.run.asking import opened_job, queries_file
-from influence.runtime.run.job import BASE, MODEL, Corpus, Job, Models
+from influence.runtime.run.asking import queries_file
+from influence.runtime.run.job import BASE, MODEL, Corpus, Job, Models, opened_job
+from influence.runtime.run.kept import check_scores, named, scores_at, shares_at
 from influence.runtime.run.ledger import opened
-from influence.runtime.run.scanning import (
-    check_scores,
-    named,
-    scores_at,
-    shares_at,
-)
 from influence.runtime.run.stream import LAYERS, SCORE, read_scores
 
 
@@ -186,10 +181,9 @@ def _current(job: Job, role: str, corpus: str) -> Mapping[str, str]:
     scan = named(role, corpus)
     entry = job.ledger.needed(f"scores of {scan}", "scan")
     shares = job.ledger.needed(f"tokens of {scan}", "scan")
-    queries = job.ledger.run.manifest["artifacts"][queries_file(role)]["sha256"]
     job.ledger.needed(f"queries of {role}", "query")
     now = {
-        "queries": queries,
+        "queries": job.ledger.run.manifest["artifacts"][queries_file(role)]["sha256"],
         "corpus": job.ledger.stages[f"corpus {corpus}"]["key"],
     }
     odd = [k for k, x in now.items() if entry["inputs"][k] != x]

@@ -33,13 +33,14 @@ from influence.runtime.driver import Driver, Saving
 from influence.runtime.models import (
     LONGEST,
     Model,
+    check_place,
     digest,
     open_model,
     open_tokenizer,
 )
 from influence.runtime.run.batching import Measured, fastest, sizes
 from influence.runtime.run.ledger import Ledger, Stage
-from influence.runtime.run.options import Data, Fit, Packing
+from influence.runtime.run.options import Data, Fit, from_json
 from influence.runtime.saves import Saves
 
 MODEL, BASE = "model", "base"
@@ -121,12 +122,13 @@ class Job:
             )
         return context
 
-    def plan(self, model: Model, packing: Packing, data: Data) -> Plan:
+    def plan(self, model: Model, data: Data) -> Plan:
         """Returns how the documents of a corpus are packed.
 
         Raises:
           ValueError: if the separator is no token of the model.
         """
+        packing = self.options.packing
         return Plan(
             context=self.context(model),
             separator=_separator(packing.separator, model),
@@ -163,7 +165,7 @@ class Job:
                 check_source(source, skip_empty=data.skip_empty)
                 folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.tmp"))
             self.begin(stage)
-            plan = self.plan(model, self.options.packing, data)
+            plan = self.plan(model, data)
             self.say(
                 f"Every row of {data.data} is looked at, then packed into sequences of "
                 f"at most {plan.context} tokens."
@@ -180,14 +182,15 @@ class Job:
         self.ledger.finish(stage)
         return self._read(stage.key, source)
 
-    def corpus(self, model: Model, data: Data, name: str | None = None) -> Corpus:
-        """Returns a corpus of the run that was packed before.
+    def corpus(self, model: Model) -> Corpus:
+        """Returns the corpus of the fit, which was packed before.
 
         Raises:
           ValueError: if it changed since, or what was packed is damaged.
         """
-        source = self.source(data, name)
-        stage = self.corpus_stage(model, data, source, name)
+        data = self.options.data
+        source = self.source(data)
+        stage = self.corpus_stage(model, data, source, None)
         if not self.ledger.finished(stage, self._packed(source.name)):
             changes = "; ".join(self.ledger.changes(stage)) or "it is not finished"
             raise ValueError(
@@ -222,7 +225,7 @@ class Job:
         self, model: Model, data: Data, source: Source, name: str | None
     ) -> Stage:
         """Returns the stage of a corpus."""
-        about = self.plan(model, self.options.packing, data).about
+        about = self.plan(model, data).about
         del about["chunk"]  # sequences do not depend on it
         return Stage(
             f"corpus {source.name}",
@@ -243,6 +246,16 @@ class Job:
     def place(self, role: str) -> str:
         """Returns where the model in a role is opened from."""
         return str(self.options.model if role == MODEL else self.options.base)
+
+    def check_models(self) -> None:
+        """Raises unless there is something in the place of every model.
+
+        Raises:
+          FileNotFoundError: if there is not.
+        """
+        for role in self.roles:
+            if role not in self.given:
+                check_place(self.place(role))
 
     def weights(self, role: str) -> str:
         """Returns the checksum of the model in a role; nothing is loaded for it."""
@@ -286,7 +299,7 @@ class Job:
             return Measured(noted["size"], noted["seconds"])
         most = len(packed)
         tried = sizes(packed.context, most) if asked is None else [min(asked, most)]
-        with self.driver.stage("one batch, to know what all will take"):
+        with self.driver.stage("batches, to know what all will take"):
             found = fastest(
                 lambda size: partial(work, self.batches(packed, size)), iter(tried)
             )
@@ -339,6 +352,25 @@ class Job:
         if changes := self.ledger.changes(stage):
             self.say(f"{stage.name}: again, because of {'; '.join(changes)}")
         self.ledger.begin(stage)
+
+
+def opened_job(
+    ledger: Ledger, console: Console | None = None, given: Models | None = None
+) -> Job:
+    """Returns a run's job, as it was fitted.
+
+    Raises:
+      FileNotFoundError: if it was not.
+    """
+    said = ledger.run.manifest.get("fit")
+    folder = ledger.run.folder
+    if said is None:
+        raise FileNotFoundError(
+            f"The run in {folder} was not fitted. `influence fit {folder} --model … "
+            "--data …` begins one."
+        )
+    shown = console or Console()
+    return Job(ledger, from_json(said, folder), given or {}, shown, Driver(shown))
 
 
 class _Watch:

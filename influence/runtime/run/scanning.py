@@ -20,19 +20,14 @@ from influence.runtime import formats
 from influence.runtime.corpus.packed import Packed, PackedBatches
 from influence.runtime.driver import rest
 from influence.runtime.models import Model
-from influence.runtime.run.asking import (
-    asked,
-    opened_job,
-    queries_file,
-    question_tokens,
-)
+from influence.runtime.run.asking import asked, queries_file, question_tokens
 from influence.runtime.run.batching import Measured, halving
 from influence.runtime.run.fitting import fitted
-from influence.runtime.run.job import GB, MODEL, Corpus, Job, Models, clock
+from influence.runtime.run.job import GB, MODEL, Corpus, Job, Models, clock, opened_job
+from influence.runtime.run.kept import named, scores_at, shares_at
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
 from influence.runtime.run.options import Data, Scan, check_numbers
 from influence.runtime.run.stream import Names, Stream, forget, read_scores
-from influence.runtime.store import checksum
 
 LARGEST = 4 * GB
 """How many bytes of scores by layer are kept if nothing is said."""
@@ -80,7 +75,7 @@ def scan(
         ledger = opened(options.run)
         job = opened_job(ledger, console, given)
         own = job.model(MODEL)
-        fitted_to = job.corpus(own, job.options.data)
+        fitted_to = job.corpus(own)
         _check_alike(job)
         corpora = _corpora(job, own, options, fitted_to)
         rows = sum(len(x.packed) for x in corpora)
@@ -285,9 +280,9 @@ class _Scanning:
                 rows = np.asarray(read(batch))[np.asarray(batch.real_B)]
                 stream.add(rows / self.n_train)
                 advance(1)
-        checksum = stream.finish()
+        whole = stream.finish()
         self.job.forget(stage)
-        return _Done(stage, checksum)
+        return _Done(stage, whole)
 
     def _top(self, stage: Stage, each: int, size: int) -> Packed:
         """Returns the sequences that are kept; under a base, those of the model."""
@@ -395,37 +390,6 @@ class _Done(NamedTuple):
 
     stage: Stage
     checksum: str
-
-
-def named(role: str, corpus: str) -> str:
-    """Returns what a scan is called: its corpus, and its model if not the own."""
-    return corpus if role == MODEL else f"{corpus} under {role}"
-
-
-def check_scores(job: Job, role: str, corpus: str) -> None:
-    """Raises if the scores of a corpus are not what was written.
-
-    Raises:
-      FileNotFoundError: if there are none.
-      ValueError: if they changed since.
-    """
-    entry = job.ledger.needed(f"scores of {named(role, corpus)}", "scan")
-    path = scores_at(job, role, corpus)
-    if not path.is_dir() or checksum(path) != entry["checksum"]:
-        raise ValueError(
-            f"{path} is not what the run wrote: its checksum differs from the "
-            "manifest's. Restore it, or delete it and scan again."
-        )
-
-
-def scores_at(job: Job, role: str, corpus: str) -> Path:
-    """Returns where the scores of a corpus are."""
-    return job.folder / role / f"scores-{corpus}.zarr"
-
-
-def shares_at(role: str, corpus: str) -> str:
-    """Returns the artifact with the shares of tokens of a corpus's top sequences."""
-    return f"{role}/tokens-{corpus}.zarr"
 
 
 def extremes(score: xr.DataArray, each: int) -> set[str]:

@@ -22,15 +22,14 @@ from influence.runtime.report import page
 from influence.runtime.run.asking import (
     Question,
     asked,
-    opened_job,
     queries_file,
     question_tokens,
 )
 from influence.runtime.run.found import Found, found, sequence_tokens
-from influence.runtime.run.job import MODEL, Job, Models, code
+from influence.runtime.run.job import MODEL, Job, Models, code, opened_job
+from influence.runtime.run.kept import check_scores, named, scores_at
 from influence.runtime.run.ledger import locked, opened
 from influence.runtime.run.options import Report, Show, Status
-from influence.runtime.run.scanning import check_scores, named, scores_at
 from influence.runtime.run.stream import check_begun
 from influence.runtime.saves import Saves
 from influence.runtime.store import Run
@@ -256,9 +255,9 @@ def status(
 
 def examined(job: Job) -> Iterator[_Row]:
     """Yields what there is to say of every stage, and of everything that is damaged."""
-    stale = set[str]()
+    stale, models = set[str](), _models(job)
     for name, entry in job.ledger.stages.items():
-        now = _now(job, entry)
+        now = _now(job, entry, models)
         changed = [k for k, x in entry["inputs"].items() if now.get(k, x) != x]
         behind = [x for x in _upstream(job, name, entry) if x in stale]
         if changed or behind:
@@ -272,25 +271,34 @@ def examined(job: Job) -> Iterator[_Row]:
         yield _Row(what, "damaged", problem)
 
 
-def _now(job: Job, entry: Mapping[str, Any]) -> dict[str, str]:
+def _models(job: Job) -> dict[str | None, dict[str, str]]:
+    """Returns the inputs that are models', by role; of no role, what all read with."""
+    read = {"tokenizer": _or_why_not(partial(_tokenizer, job))}
+    weights = {x: _or_why_not(partial(job.weights, x)) for x in job.roles}
+    return {None: read} | {k: {**read, "weights": x} for k, x in weights.items()}
+
+
+def _now(
+    job: Job, entry: Mapping[str, Any], models: Mapping[str | None, dict[str, str]]
+) -> dict[str, str]:
     """Returns the inputs of a stage as they are now, as far as they are known."""
     role, corpus = entry.get("role"), entry["corpus"]
-    tokenizer = job.tokenizer()
-    found = {"tokenizer": tokenizer.sha256 if tokenizer else "none"}
+    model = models.get(role, {"weights": f"no {role} any more"})
     if role is None:  # the corpus itself
-        return found | {"data": _or_why_not(partial(_fingerprint, job, corpus))}
+        return model | {"data": _or_why_not(partial(_fingerprint, job, corpus))}
     made = job.ledger.stages.get(f"corpus {corpus}", {})
-    weights = _or_why_not(partial(job.weights, role))
-    if role not in job.roles:
-        weights = f"no {role} any more"
     scores = job.ledger.stages.get(f"scores of {named(role, corpus)}", {})
-    return found | {
+    return model | {
         "code": code(),
-        "weights": weights,
         "corpus": made.get("key", "none"),
         "scores": scores.get("checksum", "none"),
         **_made(job, role),
     }
+
+
+def _tokenizer(job: Job) -> str:
+    tokenizer = job.tokenizer()
+    return tokenizer.sha256 if tokenizer else "none"
 
 
 def _fingerprint(job: Job, corpus: str) -> str:

@@ -12,13 +12,14 @@ from rich.console import Console
 import influence
 from influence.runtime.models import given
 from influence.runtime.run import showing
-from influence.runtime.run.asking import opened_job, query
+from influence.runtime.run.asking import query
 from influence.runtime.run.fitting import fit
 from influence.runtime.run.found import found
-from influence.runtime.run.job import Job
+from influence.runtime.run.job import Job, opened_job
+from influence.runtime.run.kept import scores_at
 from influence.runtime.run.ledger import begin, locked, opened
 from influence.runtime.run.options import Query, Report, Scan, Show, Status
-from influence.runtime.run.scanning import scan, scores_at
+from influence.runtime.run.scanning import scan
 from influence.runtime.run.stream import read_scores
 from tests import cases
 from tests.runtime.run import make
@@ -250,22 +251,29 @@ def test_old_scores_are_not_shown_under_new_questions(tmp_path):
         scores(tmp_path, own)
 
 
-BAD_QUESTIONS = (
-    {"prompt": [1, 99], "completion": [2]},
-    {"prompt": "text", "completion": [2]},
-    {"prompt": 3, "completion": [2]},
-    {"prompt": [1], "completion": [2], "instead": []},
-)
+BAD_QUESTIONS = {
+    "token id 99": {"prompt": [1, 99], "completion": [2]},
+    "completion of question '1' is .2.. A question is all": {
+        "prompt": "text",
+        "completion": [2],
+    },
+    "prompt of question '1' is 3. A question is all": {"prompt": 3, "completion": [2]},
+    "instead of question '1' is empty": {
+        "prompt": [1],
+        "completion": [2],
+        "instead": [],
+    },
+}
 
 
-@pytest.mark.parametrize("question", BAD_QUESTIONS, ids=str)
-def test_a_bad_question_loses_nothing(tmp_path, question):
+@pytest.mark.parametrize("said", BAD_QUESTIONS)
+def test_a_bad_question_loses_nothing(tmp_path, said):
     make.copied(tmp_path)
     own = make.models()
     before = scores(tmp_path, own)
     asked = tmp_path / "bad.jsonl"
-    asked.write_text(json.dumps(question) + "\n")
-    with pytest.raises(ValueError, match="question|token"):
+    asked.write_text(json.dumps(BAD_QUESTIONS[said]) + "\n")
+    with pytest.raises(ValueError, match=said):
         query(Query(tmp_path / "run", queries=asked), QUIET, own)
     xr.testing.assert_identical(scores(tmp_path, own), before)
 
@@ -326,6 +334,17 @@ def test_the_top_under_a_base_is_the_model_s(tmp_path):
     xr.testing.assert_equal(kept, whole.sel(train=kept["train"]))
     assert showing.status(Status(tmp_path / "run"), QUIET, own)
     assert showing.report(Report(tmp_path / "run"), QUIET, own).is_file()
+
+
+def test_status_says_that_a_model_is_gone(tmp_path):
+    make.copied(tmp_path)
+    run = opened(tmp_path / "run").run
+    run.note(fit={**run.manifest["fit"], "model": str(tmp_path / "nowhere")})
+    console = Console(record=True, width=200)
+    assert not showing.status(Status(tmp_path / "run"), console)
+    said = console.export_text()
+    assert "stale" in said
+    assert "weights" in said
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):

@@ -29,7 +29,7 @@ def rows() -> np.ndarray:
 
 def add(own: Stream, start: int, stop: int) -> None:
     for batch in range(start, stop):
-        own._since = -1e9  # an hour passes
+        own._since = -1e9  # a save is due
         own.add(rows()[batch * BATCH : (batch + 1) * BATCH])
 
 
