@@ -60,7 +60,7 @@ PUBLIC = [
     "attribution.forward.output_token_scores",
     "attribution.input_tokens.input_token_scores",
     "attribution.lexical.candidates",
-    "attribution.measurements.Completion",
+    "attribution.measurements.Likelihood",
     "attribution.measurements.contrast",
     "attribution.measurements.mean",
     "attribution.measurements.measure",

@@ -4,17 +4,18 @@ The log-probability of a completion, the difference of two, their mean; or any f
 of the user's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from influence.model.examples import prompted
-from influence.model.task import LanguageModel, losses
+from influence.model.examples import Examples, prompted
+from influence.model.task import LanguageModel, Task, losses
 from influence.types import Batch, Inputs, Params
 
 Measurement = Callable[[Params], Array]
@@ -37,6 +38,35 @@ def _measure(measurement: Measurement, params: Params) -> Array:
     return measurement(params)
 
 
+def together(measurements: Iterable[Measurement]) -> Callable[[Params], Array]:
+    """Returns `params -> values_Q`, those of one kind and shape computed as a batch.
+
+    Example:
+      >>> from influence.attribution.measurements import together
+      >>> pairs = {"3": ([1, 2], [3]), "7": ([1, 2], [7])}
+      >>> values = together(influence.completions(task, pairs).values())
+      >>> values(params).shape
+      (2,)
+    """
+    trees = [as_tree(x) for x in measurements]
+    alike: dict[Any, list[int]] = {}
+    for i, tree in enumerate(trees):
+        shapes = tuple((jnp.shape(x), str(x.dtype)) for x in jax.tree.leaves(tree))
+        alike.setdefault((jax.tree.structure(tree), shapes), []).append(i)
+    stacks = [_stacked([trees[i] for i in places]) for places in alike.values()]
+    order = np.argsort(np.concatenate([*alike.values()]))
+
+    def values(params: Params) -> Array:
+        found = [jax.vmap(lambda f: f(params))(stack) for stack in stacks]
+        return jnp.concatenate(found)[order]
+
+    return values
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
 def as_tree(measurement: Measurement) -> Measurement:
     """Returns a measurement that a compiled function takes as an argument."""
     if jax.tree_util.all_leaves([measurement]):
@@ -50,8 +80,11 @@ def as_tree(measurement: Measurement) -> Measurement:
     meta_fields=["task"],
 )
 @dataclass(frozen=True)
-class Completion:
-    """The log-probability of a completion after its prompt, in nats.
+class Likelihood:
+    """The log-probability of an example's labels that count, in nats.
+
+    Of a completion after its prompt, if that is what counts; of a normal distribution
+    without its constant.
 
     Example:
       >>> log_p = measurements["3 after 1, 2"](params)
@@ -59,18 +92,18 @@ class Completion:
       >>> np.testing.assert_allclose(log_p, jax.nn.log_softmax(logits_V)[3], rtol=1e-4)
     """
 
-    task: LanguageModel
+    task: Task
     inputs: Inputs
 
     def __call__(self, params: Params) -> Array:
-        """Returns `log p(completion | prompt)`."""
+        """Returns `log p(labels | inputs)`."""
         keys, real = jnp.zeros((1, 2), jnp.uint32), jnp.ones(1, bool)
         batch = Batch(self.inputs, keys, real)
         outputs = self.task.outputs(params, self.inputs)
         return -losses(self.task, outputs, self.task.labels(self.inputs), batch).sum()
 
     def check(self, name: str, params: Params) -> None:
-        """Raises if the tokens are not the model's."""
+        """Raises if the inputs are not the model's."""
         outputs = jax.eval_shape(self.task.outputs, params, self.inputs)
         self.task.check(self.inputs, outputs, [name])
 
@@ -110,9 +143,29 @@ def _mean(*each_and_params: Any) -> Array:
     return jnp.stack([f(params) for f in each]).mean()
 
 
+def likelihoods(task: Task, examples: Examples) -> dict[str, Likelihood]:
+    """Returns measurements: the log-probability of each example's labels that count.
+
+    Args:
+      task: the model and its loss.
+      examples: held out, or not.
+
+    Example:
+      >>> from influence.attribution.measurements import likelihoods
+      >>> list(likelihoods(task, examples.take([0, 2])))
+      ['up', 'down']
+    """
+    return {
+        name: Likelihood(
+            task, jax.tree.map(lambda x, i=i: x[i : i + 1], examples.inputs)
+        )
+        for i, name in enumerate(examples.ids)
+    }
+
+
 def completions(
     task: LanguageModel, texts: Mapping[str, tuple[Sequence[int], Sequence[int]]]
-) -> dict[str, Completion]:
+) -> dict[str, Likelihood]:
     """Returns measurements: the log-probabilities of completions after their prompts.
 
     Only the tokens of the completion count. All are padded to one length and so share
@@ -130,10 +183,4 @@ def completions(
       >>> list(influence.completions(task, pairs))
       ['3 after 1, 2', '6, 5 after 7']
     """
-    examples = prompted(texts)
-    return {
-        name: Completion(
-            task, jax.tree.map(lambda x, i=i: x[i : i + 1], examples.inputs)
-        )
-        for i, name in enumerate(examples.ids)
-    }
+    return likelihoods(task, prompted(texts))

@@ -19,7 +19,7 @@ import xarray as xr
 from jax import Array
 
 from influence.attribution.forms import Compress, Compressed, Dense, Form, Reform
-from influence.attribution.measurements import Completion, Measurement, as_tree
+from influence.attribution.measurements import Likelihood, Measurement, as_tree
 from influence.attribution.scores import labelled
 from influence.curvature.operator import Curvature, Gradients
 from influence.curvature.solvers import Eigenbasis, Solver
@@ -210,8 +210,8 @@ def _measured(
 ) -> tuple[float, dict[str, Array]]:
     """Returns a measurement's value and its gradient, a matrix per layer."""
     measurement = as_tree(measurement)
-    for part in jax.tree.leaves(measurement, is_leaf=_is_completion):
-        if _is_completion(part):
+    for part in jax.tree.leaves(measurement, is_leaf=_is_likelihood):
+        if _is_likelihood(part):
             part.check(name, params)
     shape = jax.eval_shape(measurement, params)
     if shape.shape != ():
@@ -234,8 +234,8 @@ def _measured(
     return float(value), gradients
 
 
-def _is_completion(x: Any) -> bool:
-    return isinstance(x, Completion)
+def _is_likelihood(x: Any) -> bool:
+    return isinstance(x, Likelihood)
 
 
 @jax.jit(static_argnums=1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from influence.attribution.forms import Compress
-from influence.attribution.measurements import Completion
+from influence.attribution.measurements import Likelihood
 from influence.attribution.query import Query, solved
 from influence.curvature.operator import Curvature
 from influence.curvature.solvers import Eigenbasis, Solver
@@ -29,7 +29,7 @@ def query_tokens(
     curvature: Curvature,
     params: Params,
     name: str,
-    completion: Completion,
+    completion: Likelihood,
     *,
     solver: Solver = Eigenbasis(),
     compress: Compress | None = None,

@@ -5,8 +5,10 @@ start, same batches in the same order, same denominators, only their terms gone.
 retrained model differs from the trained one by nothing but their influence.
 """
 
-from collections.abc import Iterator, Sequence
+import abc
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,38 +20,118 @@ from jax import Array
 from influence.fold import Fold
 from influence.model.examples import Examples
 from influence.model.task import Task, losses
-from influence.types import Batch, Params
+from influence.types import Batch, Inputs, Params
+
+
+class Optimizer(abc.ABC):
+    """What an update makes of a gradient."""
+
+    @abc.abstractmethod
+    def __call__(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Returns the optimizer for a schedule of learning rates."""
+
+
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019).
+
+    Attributes:
+      decay: of the weights.
+      clip: the largest norm of a gradient.
+      root: added under the root of the second moment. Weights whose gradients are all
+        but zero otherwise jump when one comes, and what training ends in is no smooth
+        function of the data: metagradients need `root > 0`.
+      b2: how slowly the second moment forgets.
+
+    Example:
+      >>> smooth = train.Recipe(100, 5, 0.03, train.AdamW(clip=10.0, root=1e-8))
+      >>> smooth.optimizer.root
+      1e-08
+    """
+
+    decay: float = 0.01
+    clip: float = 1.0
+    root: float = 0.0
+    b2: float = 0.99
+
+    def __call__(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Returns the optimizer for a schedule of learning rates."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.adamw(rate, b2=self.b2, eps_root=self.root, weight_decay=self.decay),
+        )
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent with heavy-ball momentum.
+
+    Attributes:
+      momentum: how much of the last update is made again.
+      decay: of the weights, added to the gradient.
+
+    Example:
+      >>> train.Recipe(100, 5, 0.03, train.SGD(momentum=0.9)).optimizer
+      SGD(momentum=0.9, decay=0.0)
+    """
+
+    momentum: float = 0.0
+    decay: float = 0.0
+
+    def __call__(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Returns the optimizer for a schedule of learning rates."""
+        return optax.chain(
+            optax.add_decayed_weights(self.decay),
+            optax.sgd(rate, momentum=self.momentum or None),
+        )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: AdamW on a warmed-up cosine schedule.
+    """How to train, on a warmed-up cosine schedule.
 
     Attributes:
       steps: how many updates.
       batch: how many sequences an update takes.
       rate: the highest learning rate.
-      warmup: the share of steps over which it is reached.
-      decay: of the weights, as in AdamW.
-      clip: the largest norm of an update's gradient.
+      optimizer: what an update makes of a gradient.
+      warmup: the share of steps over which the highest rate is reached.
+      last: the rate of the last step, as a share of the highest.
     """
 
     steps: int
     batch: int
     rate: float
+    optimizer: Optimizer = AdamW()
     warmup: float = 0.05
-    decay: float = 0.01
-    clip: float = 1.0
+    last: float = 0.0
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """Returns the optimizer."""
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, self.rate, max(1, round(self.warmup * self.steps)), self.steps
+    @property
+    def schedule(self) -> optax.Schedule:
+        """Returns the learning rate of every step."""
+        return optax.warmup_cosine_decay_schedule(
+            0.0,
+            self.rate,
+            max(1, round(self.warmup * self.steps)),
+            self.steps,
+            self.last * self.rate,
         )
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
-            optax.adamw(rate, b2=0.99, weight_decay=self.decay),
-        )
+
+    def transformation(self) -> optax.GradientTransformation:
+        """Returns the optimizer on the schedule."""
+        return self.optimizer(self.schedule)
+
+
+class State(NamedTuple):
+    """A model in training.
+
+    Attributes:
+      params: the parameters.
+      optimizer: the optimizer's state.
+    """
+
+    params: Params
+    optimizer: Any
 
 
 class Progress(NamedTuple):
@@ -84,15 +166,92 @@ class Order:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Walks the chunks, `int32[chunk, batch]`; the last may be shorter."""
+        order = self.whole()
+        for start in range(0, len(order), self.chunk):
+            yield order[start : start + self.chunk]
+
+    def whole(self) -> np.ndarray:
+        """Returns all of it, `int32[steps, batch]`."""
         rng = np.random.default_rng(self.seed)
         needed = self.recipe.steps * self.recipe.batch
         epochs = -(-needed // self.sequences)
         places = np.concatenate(
             [rng.permutation(self.sequences) for _ in range(epochs)]
         )
-        order = places[:needed].astype(np.int32).reshape(-1, self.recipe.batch)
-        for start in range(0, len(order), self.chunk):
-            yield order[start : start + self.chunk]
+        return places[:needed].astype(np.int32).reshape(-1, self.recipe.batch)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training run as a function of weights and a seed, and nothing else.
+
+    Attributes:
+      task: the model and its loss.
+      recipe: how it is trained.
+      examples: all training sequences.
+      start: the parameters that training from a seed begins with.
+
+    Example:
+      >>> training = train.Training(task, recipe, examples, lambda seed: start)
+      >>> again = training(np.ones(len(examples)), seed=0)
+      >>> np.testing.assert_allclose(again["head"], params["head"], atol=1e-5)
+    """
+
+    task: Task
+    recipe: Recipe
+    examples: Examples
+    start: Callable[[int], Params]
+
+    def __call__(self, weights_N: Sequence[float] | np.ndarray, seed: int) -> Params:
+        """Returns the trained parameters.
+
+        Args:
+          weights_N: how much each sequence counts: 1 as it is, 0 not at all.
+          seed: of the start and of the order of sequences.
+        """
+        trained = self.many(np.asarray(weights_N)[None], [seed])
+        return jax.tree.map(lambda x: x[0], trained)
+
+    def many(
+        self, weights_MxN: np.ndarray, seeds_M: Sequence[int], at_once: int = 1
+    ) -> Params:
+        """Returns the parameters of several trainings, stacked along the first axis.
+
+        All in one program of `at_once` trainings side by side, the last ones filled up:
+        what a training ends in does not depend, to the bit, on those beside it. Several
+        devices share them, if there are as many for each.
+
+        Args:
+          weights_MxN: of each training, as `__call__` takes them.
+          seeds_M: of each training.
+          at_once: how many are trained side by side.
+        """
+        seeds = list(dict.fromkeys(seeds_M))
+        begun = [self.start(seed) for seed in seeds]
+        starts = jax.tree.map(lambda *x: jnp.stack(x), *begun)
+        orders = np.stack([self.order(seed) for seed in seeds])
+        which_M = np.array([seeds.index(seed) for seed in seeds_M])
+        found = []
+        for at in range(0, len(which_M), at_once):
+            places = np.minimum(np.arange(at, at + at_once), len(which_M) - 1)
+            each = (
+                jax.tree.map(lambda x, p=places: x[which_M[p]], starts),
+                jnp.asarray(np.asarray(weights_MxN, float)[places]),
+                jnp.asarray(orders[which_M[places]]),
+            )
+            trained = _trained(self.task, self.recipe, self.data, *_spread(each))
+            real = min(at_once, len(which_M) - at)
+            found.append(jax.tree.map(lambda x, n=real: x[:n], trained))
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *found)
+
+    def order(self, seed: int) -> np.ndarray:
+        """Returns which sequences every update takes, `int32[steps, batch]`."""
+        return Order(len(self.examples), self.recipe, seed).whole()
+
+    @property
+    def data(self) -> Inputs:
+        """Returns the training sequences on the device."""
+        return jax.tree.map(jnp.asarray, self.examples.inputs)
 
 
 def fold(
@@ -112,46 +271,87 @@ def fold(
       weights_N: how much each counts: 1 as it is, 0 not at all.
     """
     data = jax.tree.map(jnp.asarray, examples.inputs)
-    weights = jnp.asarray(weights_N, jnp.float32)
+    weights = jnp.asarray(np.asarray(weights_N, float))
 
     def init():
         # The state is consumed step by step; the caller keeps its parameters.
-        start = jax.tree.map(jnp.copy, params)
-        return Progress(start, recipe.optimizer().init(start), ())
+        start = begin(recipe, jax.tree.map(jnp.copy, params))
+        return Progress(start.params, start.optimizer, ())
 
-    def update(state, order):
-        trained, optimizer, loss = _steps(
-            task, recipe, state.params, state.optimizer, data, weights, order
-        )
-        return Progress(trained, optimizer, (*state.losses, loss))
+    def update(progress, order):
+        state = State(progress.params, progress.optimizer)
+        state, loss = _steps(task, recipe, state, data, weights, order)
+        return Progress(state.params, state.optimizer, (*progress.losses, loss))
 
     return Fold("training", init, update, lambda state: state)
 
 
-@jax.jit(static_argnums=(0, 1), donate_argnums=(2, 3))
+def begin(recipe: Recipe, params: Params) -> State:
+    """Returns the state that training begins in."""
+    return State(params, recipe.transformation().init(params))
+
+
+def step(
+    task: Task, recipe: Recipe, data: Inputs, weights_N: Array, state: State, places_B
+) -> tuple[State, Array]:
+    """Returns the state after one update, and the mean loss per counted label.
+
+    Differentiable in the weights, which do not change the denominator.
+    """
+
+    def loss(params: Params) -> Array:
+        inputs = jax.tree.map(lambda x: x[places_B], data)
+        n = len(places_B)
+        batch = Batch(inputs, jnp.zeros((n, 2), jnp.uint32), jnp.ones(n, bool))
+        each = losses(task, task.outputs(params, inputs), task.labels(inputs), batch)
+        weights = weights_N[places_B].astype(each.dtype)
+        return (weights * each).sum() / task.counts(inputs).sum().astype(each.dtype)
+
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    # Optimizers mix the types of schedules, counters and parameters.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, optimizer = recipe.transformation().update(
+            gradient, state.optimizer, state.params
+        )
+    return State(optax.apply_updates(state.params, updates), optimizer), value
+
+
+def steps(
+    task: Task, recipe: Recipe, data: Inputs, weights_N: Array, state: State, order
+) -> tuple[State, Array]:
+    """Returns the state after the updates of an order, `[K, B]`, and their losses."""
+    return jax.lax.scan(partial(step, task, recipe, data, weights_N), state, order)
+
+
+def _spread(each_M: Any) -> Any:
+    """Returns arrays of one training a row, spread over the devices if they divide."""
+    devices, rows = jax.devices(), len(jax.tree.leaves(each_M)[0])
+    if rows % len(devices):
+        return each_M
+    mesh = jax.sharding.Mesh(np.array(devices), ("training",))
+    along = jax.sharding.PartitionSpec("training")
+    return jax.device_put(each_M, jax.sharding.NamedSharding(mesh, along))
+
+
+@jax.jit(static_argnums=(0, 1), donate_argnums=2)
 def _steps(
+    task: Task, recipe: Recipe, state: State, data: Inputs, weights_N: Array, order
+) -> tuple[State, Array]:
+    state, values = steps(task, recipe, data, weights_N, state, order)
+    return state, values.mean()
+
+
+@jax.jit(static_argnums=(0, 1))
+def _trained(
     task: Task,
     recipe: Recipe,
-    params: Params,
-    optimizer: Any,
-    data: Any,
-    weights_N: Array,
-    order: Array,
-) -> tuple[Params, Any, Array]:
-    def loss(params, places):
-        inputs = jax.tree.map(lambda x: x[places], data)
-        batch = Batch(
-            inputs, jnp.zeros((len(places), 2), jnp.uint32), jnp.ones(len(places), bool)
-        )
-        outputs = task.outputs(params, inputs)
-        each = losses(task, outputs, task.labels(inputs), batch)
-        return (weights_N[places] * each).sum() / task.counts(inputs).sum()
+    data: Inputs,
+    start_M: Params,
+    weights_MxN: Array,
+    order_M: Array,
+) -> Params:
+    def one(start: Params, weights_N: Array, order: Array) -> Params:
+        state, _ = steps(task, recipe, data, weights_N, begin(recipe, start), order)
+        return state.params
 
-    def step(carry, places):
-        params, state = carry
-        value, gradient = jax.value_and_grad(loss)(params, places)
-        updates, state = recipe.optimizer().update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), value
-
-    (params, optimizer), values = jax.lax.scan(step, (params, optimizer), order)
-    return params, optimizer, values.mean()
+    return jax.vmap(one)(start_M, weights_MxN, order_M)

@@ -22,7 +22,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from influence.attribution.lexical import bm25
-from influence.attribution.measurements import Completion, completions
+from influence.attribution.measurements import Likelihood, completions
 from influence.attribution.query import query
 from influence.attribution.scan import scan
 from influence.attribution.scores import Scores
@@ -109,7 +109,7 @@ class Corpus:
 class Asked:
     """The queries of a demo, by name: as measurements, and as a reader sees them."""
 
-    measurements: Mapping[str, Completion]
+    measurements: Mapping[str, Likelihood]
     questions: Mapping[str, page.Question]
     tokens: Mapping[str, list[int]]
 

@@ -1,0 +1,184 @@
+"""The tasks methods are judged on: small enough to retrain hundreds of times.
+
+Each is a training, on data that is on every machine or read from a path, and sixty
+measurements on held-out examples, of which the first half is for choosing (a
+*development bank*) and the second half for testing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from influence.model.config import Config
+from influence.model.examples import Examples, sequences
+from influence.model.supervised import Classification, Regression, labelled
+from influence.model.task import LanguageModel
+from influence.model.train import SGD, AdamW, Recipe, Training
+from influence.model.transformer import Apply, Decoder
+from influence.runtime.data import Text, read_modules, train_tokenizer
+from influence.runtime.demo import MODULES
+
+QUERIES = 60
+"""How many measurements a task has."""
+
+
+class Setting(NamedTuple):
+    """What methods are judged on.
+
+    Attributes:
+      name: of the task.
+      training: how its model comes to be.
+      asked: held-out examples whose log-probability is measured.
+      tokens: of training sequences and of the asked ones, for lexical baselines; none
+        if examples are not text.
+      layers: what the project covers by default.
+      at_once: how many trainings side by side.
+    """
+
+    name: str
+    training: Training
+    asked: Examples
+    tokens: tuple[list[list[int]], list[list[int]]] | None
+    layers: str
+    at_once: int
+
+
+def digits(path: Path | None, seed: int) -> Setting:
+    """Returns the classification of handwritten digits by a multilayer perceptron."""
+    from sklearn.datasets import load_digits
+
+    del path  # The data comes with the library.
+    x, y = load_digits(return_X_y=True)
+    recipe = Recipe(200, 100, 0.1, SGD(momentum=0.9), warmup=0.1)
+    task = Classification(_logits)
+    return _supervised("digits", task, recipe, x, y.astype(np.int32), 1000, 10, seed)
+
+
+def diabetes(path: Path | None, seed: int) -> Setting:
+    """Returns the regression of diabetes progression."""
+    from sklearn.datasets import load_diabetes
+
+    del path
+    x, y = load_diabetes(return_X_y=True)
+    recipe = Recipe(200, 64, 0.02, SGD(momentum=0.9), warmup=0.1)
+    task = Regression(_number)
+    return _supervised("diabetes", task, recipe, x, _standard(y), 320, 1, seed)
+
+
+def concrete(path: Path | None, seed: int) -> Setting:
+    """Returns the regression of concrete's strength.
+
+    Args:
+      path: of the table: eight columns of the mixture and its age, then the strength.
+      seed: of the split.
+    """
+    if path is None:
+        raise ValueError("Concrete's table comes with no library: give its path.")
+    table = np.loadtxt(path)
+    recipe = Recipe(400, 100, 0.05, SGD(momentum=0.9), warmup=0.1)
+    x, y = table[:, :-1], _standard(table[:, -1])
+    return _supervised("concrete", Regression(_number), recipe, x, y, 800, 1, seed)
+
+
+def language(path: Path | None, seed: int) -> Setting:
+    """Returns next-token prediction on Python's standard library, or on a text.
+
+    A decoder of 95,472 parameters on 1,024 sequences of 48 tokens, eight times each.
+
+    Args:
+      path: of a text; Python's standard library if none.
+      seed: of the split.
+    """
+    texts = (
+        read_modules(MODULES)
+        if path is None
+        else [Text(path.stem, path.read_text(encoding="utf-8"))]
+    )
+    config = Config(vocabulary=512, context=48, width=48, hidden=96, heads=4, blocks=2)
+    tokenizer = train_tokenizer(texts, config.vocabulary)
+    pieces = [
+        (f"{text.id}:{at}", ids[at : at + config.context])
+        for text in texts
+        for ids in [tokenizer.encode(text.text).ids]
+        for at in range(0, len(ids) - config.context + 1, config.context)
+    ]
+    order = np.random.default_rng(seed).permutation(len(pieces))[: 1024 + QUERIES]
+    ids, tokens = zip(*(pieces[i] for i in order), strict=True)
+    examples = sequences(tokens[:1024], ids[:1024])
+    task = LanguageModel(Apply(config), config.context)
+    optimizer = AdamW(clip=float("inf"), root=1e-8)
+    recipe = Recipe(128, 64, 1e-2, optimizer, warmup=0.25)
+
+    def start(seed: int) -> Any:
+        return nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))[1]
+
+    return Setting(
+        "language",
+        Training(task, recipe, examples, start),
+        sequences(tokens[1024:], ids[1024:]),
+        (list(tokens[:1024]), list(tokens[1024:])),
+        "blocks.*",
+        4,
+    )
+
+
+TASKS: dict[str, Callable[[Path | None, int], Setting]] = {
+    "digits": digits,
+    "diabetes": diabetes,
+    "concrete": concrete,
+    "language": language,
+}
+
+
+def _supervised(
+    name: str,
+    task: Classification | Regression,
+    recipe: Recipe,
+    x: np.ndarray,
+    y: np.ndarray,
+    n: int,
+    outputs: int,
+    seed: int,
+) -> Setting:
+    """Returns a multilayer perceptron's task, inputs standardised."""
+    order = np.random.default_rng(seed).permutation(len(x))
+    spread = x[order[:n]].std(0)
+    x = (x - x[order[:n]].mean(0)) / np.where(spread > 0, spread, 1)
+    points = labelled(x.astype(np.float32), y)
+
+    def start(seed: int) -> Any:
+        sizes = (x.shape[1], 32, 32, outputs)
+        keys = jax.random.split(jax.random.key(seed), 3)
+        return {
+            f"layer{i}": {
+                "w": jax.random.normal(key, (rows, columns)) / rows**0.5,
+                "b": jnp.zeros(columns),
+            }
+            for i, (key, rows, columns) in enumerate(
+                zip(keys, sizes, sizes[1:], strict=True)
+            )
+        }
+
+    training = Training(task, recipe, points.take(order[:n]), start)
+    asked = points.take(order[n : n + QUERIES])
+    return Setting(name, training, asked, None, "*", 25)
+
+
+def _logits(params: Any, x_BxI: jax.Array) -> jax.Array:
+    """Returns the outputs of a perceptron with two hidden layers."""
+    for name in ("layer0", "layer1"):
+        x_BxI = jnp.tanh(x_BxI @ params[name]["w"] + params[name]["b"][None])
+    return x_BxI @ params["layer2"]["w"] + params["layer2"]["b"][None]
+
+
+def _number(params: Any, x_BxI: jax.Array) -> jax.Array:
+    return _logits(params, x_BxI)[:, 0]
+
+
+def _standard(y: np.ndarray) -> np.ndarray:
+    return ((y - y.mean()) / y.std()).astype(np.float32)

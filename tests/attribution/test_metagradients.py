@@ -1,0 +1,65 @@
+"""A metagradient is the derivative of retraining."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from influence.attribution.measurements import likelihoods, measure
+from influence.attribution.metagradients import metagradients
+from influence.model import train
+from influence.model.supervised import Classification, Regression, labelled
+
+RNG = np.random.default_rng(0)
+POINTS = labelled(RNG.normal(size=(12, 5)), RNG.integers(0, 3, 12))
+HELD_OUT = labelled(RNG.normal(size=(3, 5)), np.array([0, 1, 2]), ["a", "b", "c"])
+RECIPES = {
+    "sgd": train.Recipe(20, 4, 0.1, train.SGD(momentum=0.9, decay=0.01)),
+    "adamw": train.Recipe(20, 4, 0.02, train.AdamW(root=1e-6)),
+}
+
+
+def apply(params, x):
+    return jnp.tanh(x @ params["in"]) @ params["out"]
+
+
+def start(seed):
+    keys = jax.random.split(jax.random.key(seed))
+    shapes = {"in": (5, 6), "out": (6, 3)}
+    return {
+        name: jax.random.normal(key, shape) / 2
+        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+
+TASK = Classification(apply)
+ASKED = likelihoods(TASK, HELD_OUT)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_metagradients_are_finite_differences_of_retraining(name):
+    training = train.Training(TASK, RECIPES[name], POINTS, start)
+    exact = metagradients(training, 3, ASKED, at_once=2)
+    assert exact.attrs["unit"] == "nats per added copy"
+    for n in (0, 5, 11):
+        weights = np.ones((2, 12))
+        weights[:, n] += 1e-5, -1e-5
+        up, down = (training(x, 3) for x in weights)
+        found = [(measure(f, up) - measure(f, down)) / 2e-5 for f in ASKED.values()]
+        # The difference of two values of size 1 loses 1e-16 / 1e-5; the second-order
+        # term of the step is of like size.
+        np.testing.assert_allclose(exact[:, n], found, atol=1e-8, rtol=1e-5)
+
+
+def test_they_do_not_depend_on_how_many_go_back_at_once():
+    training = train.Training(TASK, RECIPES["adamw"], POINTS, start)
+    each, all_three = (metagradients(training, 0, ASKED, at_once=k) for k in (1, 3))
+    np.testing.assert_allclose(each, all_three, atol=1e-14)
+
+
+def test_training_that_diverges_is_an_error():
+    task = Regression(lambda params, x: apply(params, x)[:, 0])
+    recipe = train.Recipe(20, 4, 1e30, train.SGD())
+    training = train.Training(task, recipe, POINTS, start)
+    with pytest.raises(ValueError, match="Lower the learning rate"):
+        metagradients(training, 0, ASKED)
