@@ -107,11 +107,16 @@ def forward(training: Training, seed: int) -> Fold:
     """Returns the pass over stretches of an order that ends in a `Trail`."""
 
     def init() -> Trail:
-        return Trail((), train.begin(training.recipe, training.start(seed)))
+        return Trail((), training.begun(seed))
 
     def update(trail: Trail, order: np.ndarray) -> Trail:
-        ended = _walked(
-            training.task, training.recipe, training.data, trail.ended, order
+        ended = train.walked(
+            training.task,
+            training.recipe,
+            training.data,
+            training.ones,
+            trail.ended,
+            order,
         )
         return Trail((Stretch(trail.ended, order), *trail.stretches), ended)
 
@@ -174,14 +179,6 @@ def _with(state: State, smooth: Sequence[Array]) -> State:
     left = iter(smooth)
     found = [next(left) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in leaves]
     return jax.tree.unflatten(structure, found)
-
-
-@jax.jit(static_argnums=(0, 1))
-def _walked(
-    task: Task, recipe: Recipe, data: Inputs, state: State, order: Array
-) -> State:
-    ones = jnp.ones(len(jax.tree.leaves(data)[0]))
-    return train.steps(task, recipe, data, ones, state, order)[0]
 
 
 @jax.jit(static_argnums=(0, 1, 2), donate_argnums=(5, 6))

@@ -117,20 +117,32 @@ def query(
       ('the logit of 3',)
     """
     check_params(params)
+    _check_rank(curvature, compress)
+    found, values = gradients(curvature.layers, params, measurements)
+    return solved(
+        curvature, params, found, {"value": values}, measurements, solver, compress
+    )
+
+
+def gradients(
+    layers: tuple[Layer, ...], params: Params, measurements: Mapping[str, Measurement]
+) -> tuple[dict[str, Array], tuple[float, ...]]:
+    """Returns measurements' gradients `[Q, *stack, O, I]` by layer, and their values.
+
+    Raises:
+      ValueError: if there are none, or one is not a finite scalar or does not depend on
+        the layers.
+    """
     if not measurements:
         raise ValueError("There are no measurements: name at least one.")
-    _check_rank(curvature, compress)
     found = [
-        _measured(name, measurement, curvature.layers, params)
+        _measured(name, measurement, layers, params)
         for name, measurement in measurements.items()
     ]
-    values = tuple(value for value, _ in found)
     # Layer by layer, each query's own freed: they may well be most of the memory.
-    each = [gradients for _, gradients in found]
-    gradients = {k: jnp.stack([x.pop(k) for x in each]) for k in list(each[0])}
-    return solved(
-        curvature, params, gradients, {"value": values}, measurements, solver, compress
-    )
+    each = [own for _, own in found]
+    stacked = {k: jnp.stack([x.pop(k) for x in each]) for k in list(each[0])}
+    return stacked, tuple(value for value, _ in found)
 
 
 def solved(

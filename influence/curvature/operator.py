@@ -86,8 +86,21 @@ class Curvature:
           >>> np.testing.assert_allclose(back, v["block.mix"], atol=1e-3)
         """
         self.check_inverse(inverse, gradients)
+        return self.filtered(gradients, inverse)
+
+    def filtered(
+        self, gradients: Gradients, function: Callable[[Array], Array]
+    ) -> dict[str, Array]:
+        """Returns `Q f(Λ) Qᵀ v`, for any function of the eigenvalues.
+
+        Example:
+          >>> from influence.linalg.damping import Remaining
+          >>> v = {"block.mix": jnp.ones((8, 8), jnp.float32)}
+          >>> curvature.filtered(v, Remaining(2.0))["block.mix"].shape
+          (8, 8)
+        """
         return {
-            k: self._on(k, Kronecker.solve, v, inverse) for k, v in gradients.items()
+            k: self._on(k, Kronecker.solve, v, function) for k, v in gradients.items()
         }
 
     def dense(self) -> dict[str, Array]:

@@ -113,6 +113,73 @@ def implied(rate: float, steps: int, momentum: float = 0.0) -> Absolute:
 
 
 @dataclass(frozen=True)
+class Travelled:
+    """How far training takes a gradient: `(1 - exp(-d λ)) / λ`, `d` where `λ = 0`.
+
+    What `K` steps of gradient descent of rate `η` make of one gradient at their start,
+    summed up, if the loss is quadratic and `d = η K` (SOURCE, Bae et al. 2024): `1 / λ`
+    where there is much curvature, and no more than the steps themselves where there is
+    none.
+
+    Raises:
+      ValueError: if `distance` is not positive.
+
+    Example:
+      >>> from influence.linalg.damping import Travelled
+      >>> lam_OxI = jnp.array([[3.0, 1.0], [0.0, 0.0]])
+      >>> print(jnp.round(Travelled(2.0)(lam_OxI), 3))
+      [[0.333 0.865]
+       [2.    2.   ]]
+    """
+
+    distance: float
+
+    def __post_init__(self) -> None:
+        """Raises if nothing was travelled."""
+        _check(self.distance, positive=True)
+
+    def __call__(self, lam_OxI: Array) -> Array:
+        """Returns the sum of what is left of a gradient after each step."""
+        x = self.distance * lam_OxI
+        far = jnp.where(x > 0, -jnp.expm1(-x) / jnp.where(x > 0, x, 1), 1)
+        return self.distance * far
+
+    def __str__(self) -> str:
+        """Says what the inverse is."""
+        return f"as far as training goes, {self.distance:g}"
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What is left of a change after some training: `exp(-d λ)`.
+
+    Raises:
+      ValueError: if `distance` is negative.
+
+    Example:
+      >>> from influence.linalg.damping import Remaining
+      >>> lam_OxI = jnp.array([[3.0, 1.0], [0.0, 0.0]])
+      >>> print(jnp.round(Remaining(2.0)(lam_OxI), 3))
+      [[0.002 0.135]
+       [1.    1.   ]]
+    """
+
+    distance: float
+
+    def __post_init__(self) -> None:
+        """Raises if training went backwards."""
+        _check(self.distance)
+
+    def __call__(self, lam_OxI: Array) -> Array:
+        """Returns the share that is left."""
+        return jnp.exp(-self.distance * jnp.maximum(lam_OxI, 0))
+
+    def __str__(self) -> str:
+        """Says what the function is."""
+        return f"what training of {self.distance:g} leaves"
+
+
+@dataclass(frozen=True)
 class FactoredTikhonov:
     """Damps both Kronecker factors, `(A + π √δ) ⊗ (S + √δ / π)`, `δ = factor · mean`.
 

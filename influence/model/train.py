@@ -26,6 +26,11 @@ from influence.types import Batch, Inputs, Params
 class Optimizer(abc.ABC):
     """What an update makes of a gradient."""
 
+    @property
+    @abc.abstractmethod
+    def reach(self) -> float:
+        """Returns how far one gradient moves the weights in the end, over its rate."""
+
     @abc.abstractmethod
     def __call__(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Returns the optimizer for a schedule of learning rates."""
@@ -54,6 +59,11 @@ class AdamW(Optimizer):
     root: float = 0.0
     b2: float = 0.99
 
+    @property
+    def reach(self) -> float:
+        """Returns 1, in the metric of the second moments."""
+        return 1.0
+
     def __call__(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Returns the optimizer for a schedule of learning rates."""
         return optax.chain(
@@ -78,6 +88,11 @@ class SGD(Optimizer):
     momentum: float = 0.0
     decay: float = 0.0
 
+    @property
+    def reach(self) -> float:
+        """Returns `1 / (1 - β)`: what momentum makes of one gradient."""
+        return 1 / (1 - self.momentum)
+
     def __call__(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Returns the optimizer for a schedule of learning rates."""
         return optax.chain(
@@ -95,7 +110,8 @@ class Recipe:
       batch: how many sequences an update takes.
       rate: the highest learning rate.
       optimizer: what an update makes of a gradient.
-      warmup: the share of steps over which the highest rate is reached.
+      warmup: the share of steps over which the highest rate is reached; with 0 training
+        begins there.
       last: the rate of the last step, as a share of the highest.
     """
 
@@ -109,6 +125,8 @@ class Recipe:
     @property
     def schedule(self) -> optax.Schedule:
         """Returns the learning rate of every step."""
+        if self.warmup == 0:
+            return optax.cosine_decay_schedule(self.rate, self.steps, self.last)
         return optax.warmup_cosine_decay_schedule(
             0.0,
             self.rate,
@@ -244,6 +262,42 @@ class Training:
             found.append(jax.tree.map(lambda x, n=real: x[:n], trained))
         return jax.tree.map(lambda *x: jnp.concatenate(x), *found)
 
+    def states(self, seed: int, after: Sequence[int] | np.ndarray) -> list[State]:
+        """Returns the states after some numbers of updates, all weights one.
+
+        Args:
+          seed: of the training.
+          after: numbers of updates, ascending.
+        """
+        state, order, ones = self.begun(seed), self.order(seed), self.ones
+        found, done = [], 0
+        for mark in after:
+            state = walked(
+                self.task, self.recipe, self.data, ones, state, order[done:mark]
+            )
+            found.append(state)
+            done = mark
+        return found
+
+    def distance(self, start: int, stop: int) -> float:
+        """Returns how far updates go, for a loss averaged over sequences.
+
+        The sum of their learning rates times the optimizer's reach; over the labels a
+        sequence has, for training's loss is a mean over labels.
+        """
+        rates = [float(self.recipe.schedule(i)) for i in range(start, stop)]
+        counts = np.asarray(self.task.counts(self.data))
+        return sum(rates) * self.recipe.optimizer.reach * len(counts) / counts.sum()
+
+    def begun(self, seed: int) -> State:
+        """Returns the state that training from a seed begins in."""
+        return begin(self.recipe, self.start(seed))
+
+    @property
+    def ones(self) -> Array:
+        """Returns the weights of training as it is, `[N]`."""
+        return jnp.ones(len(self.examples))
+
     def order(self, seed: int) -> np.ndarray:
         """Returns which sequences every update takes, `int32[steps, batch]`."""
         return Order(len(self.examples), self.recipe, seed).whole()
@@ -321,6 +375,14 @@ def steps(
 ) -> tuple[State, Array]:
     """Returns the state after the updates of an order, `[K, B]`, and their losses."""
     return jax.lax.scan(partial(step, task, recipe, data, weights_N), state, order)
+
+
+@jax.jit(static_argnums=(0, 1))
+def walked(
+    task: Task, recipe: Recipe, data: Inputs, weights_N: Array, state: State, order
+) -> State:
+    """Returns the state after the updates of an order, and keeps the one before."""
+    return steps(task, recipe, data, weights_N, state, order)[0]
 
 
 def _spread(each_M: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from influence.attribution.measurements import Measurement, together
-from influence.fold import Fold, Run, collected, run
+from influence.fold import Fold, Run, run
 from influence.model.train import Training
 
 
@@ -146,20 +146,36 @@ def retrain(
       {'subset': 3, 'seed': 1, 'query': 1}
     """
     groups = Groups(protocol, len(training.examples), at_once)
-    found = run(fold(training, measurements, at_once), groups)
+    found = run(fold(training, protocol, measurements, at_once), groups)
     return labelled(protocol, training, list(measurements), found)
 
 
 def fold(
-    training: Training, measurements: Mapping[str, Measurement], at_once: int
+    training: Training,
+    protocol: Protocol,
+    measurements: Mapping[str, Measurement],
+    at_once: int,
 ) -> Fold:
-    """Returns the pass over `Groups` that retrains and measures, `[retrainings, Q]`."""
+    """Returns the pass over `Groups` that retrains and measures, `[retrainings, Q]`.
+
+    What is not measured yet is not a number: the state has one shape all along.
+    """
     values = jax.jit(jax.vmap(together(measurements.values())))
+    shape = (protocol.subsets * len(protocol.seeds), len(measurements))
 
-    def read(group: Group) -> np.ndarray:
-        return values(training.many(group.weights_KxN, group.seeds_K, at_once))
+    def update(state: tuple[np.ndarray, int], group: Group) -> tuple[np.ndarray, int]:
+        found, done = state
+        rows = values(training.many(group.weights_KxN, group.seeds_K, at_once))
+        found, after = found.copy(), int(done) + len(rows)
+        found[int(done) : after] = rows
+        return found, after
 
-    return collected("retraining", read)
+    return Fold(
+        "retraining",
+        init=lambda: (np.full(shape, np.nan), 0),
+        update=update,
+        finish=lambda state: state[0],
+    )
 
 
 def labelled(

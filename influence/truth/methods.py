@@ -1,0 +1,356 @@
+"""Every method of this package, as a row of one table.
+
+A method makes scores of a *subject*: a training that was carried out, its model, and
+measurements. What it may look at is what it *needs*: the final weights alone, or more
+of the training than one usually still has.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import xarray as xr
+
+from influence.attribution import sketch
+from influence.attribution.lexical import bm25
+from influence.attribution.measurements import Measurement
+from influence.attribution.metagradients import metagradients
+from influence.attribution.normalise import unit
+from influence.attribution.query import query
+from influence.attribution.scan import scan
+from influence.attribution.self_influence import self_influence
+from influence.attribution.unrolled import segments, source, tracin
+from influence.curvature.covariance import Factors, PerSequence, PerToken
+from influence.curvature.diagonal import diagonal, identity
+from influence.curvature.ekfac import fit
+from influence.curvature.kfac import kfac
+from influence.curvature.operator import Curvature
+from influence.curvature.solvers import (
+    ConjugateGradients,
+    Eigenbasis,
+    Exact,
+    LiSSA,
+    Neumann,
+    Solver,
+)
+from influence.fold import Run, run
+from influence.linalg.damping import Absolute, Damping, Relative
+from influence.model.train import Training
+from influence.types import Batches, Params
+
+WEIGHTS = "final weights"
+CHECKPOINTS = "checkpoints"
+TRAJECTORY = "trajectory"
+TRAININGS = "several trainings"
+TEXT = "text"
+
+
+class Subject(NamedTuple):
+    """What methods are asked about.
+
+    Attributes:
+      training: how the model came to be.
+      seed: of the training.
+      params: what it ended in.
+      measurements: by name.
+      words: the token ids of each training sequence and, by name, of each measurement;
+        None if they are not text.
+      layers: which layers are covered.
+      batch: how many sequences are read at a time.
+      run: carries out passes over data.
+    """
+
+    training: Training
+    seed: int
+    params: Params
+    measurements: Mapping[str, Measurement]
+    words: tuple[list[list[int]], dict[str, list[int]]] | None = None
+    layers: str | tuple[str, ...] = "*"
+    batch: int = 32
+    run: Run = run
+
+    @property
+    def batches(self) -> Batches:
+        """Returns the training sequences."""
+        return self.training.examples.batches(self.batch)
+
+    def sample(self, sequences: int) -> Batches:
+        """Returns a fixed random sample of the training sequences, as one batch."""
+        n = len(self.training.examples)
+        chosen = np.random.default_rng(0).permutation(n)[:sequences]
+        return self.training.examples.take(np.sort(chosen)).batches(sequences)
+
+    def fitted(
+        self, params: Params | None = None, factors: Factors = PerToken()
+    ) -> Curvature:
+        """Returns EK-FAC at the final or at other parameters."""
+        return fit(
+            self.training.task,
+            self.params if params is None else params,
+            self.batches,
+            layers=self.layers,
+            factors=factors,
+            run=self.run,
+        )
+
+    def scores(self, curvature: Curvature, solver: Solver) -> xr.DataArray:
+        """Returns what a curvature and a solver make of the measurements."""
+        asked = query(curvature, self.params, self.measurements, solver=solver)
+        return scan(
+            self.training.task,
+            self.params,
+            asked,
+            self.batches,
+            by_layer=False,
+            run=self.run,
+        ).total
+
+
+Score = Callable[[Subject], xr.DataArray]
+"""`subject -> scores`, `(query, train)`."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+      needs: what of the training it has to see.
+      score: makes the scores.
+      text: whether the examples have to be text.
+    """
+
+    needs: str
+    score: Score
+    text: bool = False
+
+
+def ekfac(
+    subject: Subject, *, factors: Factors = PerToken(), damping: Damping = Relative()
+) -> xr.DataArray:
+    """Returns the scores of EK-FAC, solved in its eigenbasis."""
+    return subject.scores(subject.fitted(factors=factors), Eigenbasis(damping))
+
+
+def gradients(subject: Subject) -> xr.DataArray:
+    """Returns products of gradients."""
+    return subject.scores(_none(subject, subject.params), Eigenbasis(Absolute(0.0)))
+
+
+def cosine(subject: Subject) -> xr.DataArray:
+    """Returns cosines of gradients."""
+    none = _none(subject, subject.params)
+    own = self_influence(
+        subject.training.task,
+        subject.params,
+        none,
+        subject.batches,
+        inverse=Absolute(0.0),
+        run=subject.run,
+    )
+    return unit(subject.scores(none, Eigenbasis(Absolute(0.0))), own)
+
+
+def of_diagonal(subject: Subject, *, damping: Damping = Relative()) -> xr.DataArray:
+    """Returns the scores of the Fisher's diagonal."""
+    task, batches = subject.training.task, subject.batches
+    found = diagonal(
+        task, subject.params, batches, layers=subject.layers, run=subject.run
+    )
+    return subject.scores(found, Eigenbasis(damping))
+
+
+def of_kfac(subject: Subject, *, damping: Damping = Relative()) -> xr.DataArray:
+    """Returns the scores of K-FAC."""
+    task, batches = subject.training.task, subject.batches
+    found = kfac(task, subject.params, batches, layers=subject.layers, run=subject.run)
+    return subject.scores(found, Eigenbasis(damping))
+
+
+def cg(
+    subject: Subject,
+    *,
+    damping: Damping = Relative(10.0),
+    sequences: int = 256,
+    steps: int = 20,
+    factors: Factors = PerToken(),
+) -> xr.DataArray:
+    """Returns the scores of EK-FAC-preconditioned conjugate gradients."""
+    curvature = subject.fitted(factors=factors)
+    solver = ConjugateGradients(
+        subject.training.task, subject.sample(sequences), damping, steps, 0.0
+    )
+    return subject.scores(curvature, solver)
+
+
+def astra(
+    subject: Subject, *, damping: Damping = Relative(), rate: float = 0.1
+) -> xr.DataArray:
+    """Returns the scores of ASTRA: a Neumann series on small batches."""
+    solver = Neumann(
+        subject.training.task,
+        subject.training.examples.batches(16),
+        damping,
+        steps=200,
+        rate=rate,
+    )
+    return subject.scores(subject.fitted(), solver)
+
+
+def lissa(subject: Subject, *, damping: Damping = Relative()) -> xr.DataArray:
+    """Returns the scores of LiSSA: the series without a preconditioner."""
+    solver = LiSSA(
+        subject.training.task,
+        subject.training.examples.batches(16),
+        damping,
+        steps=300,
+    )
+    return subject.scores(subject.fitted(), solver)
+
+
+def exact(subject: Subject, *, damping: Damping = Relative()) -> xr.DataArray:
+    """Returns the scores of the Gauss–Newton matrix itself, for tiny models."""
+    solver = Exact(subject.training.task, list(subject.batches), damping)
+    return subject.scores(subject.fitted(), solver)
+
+
+def of_source(subject: Subject, *, count: int = 3, each: int = 2) -> xr.DataArray:
+    """Returns the scores of SOURCE, for training by gradient descent."""
+    training = subject.training
+    return source(
+        training.task,
+        subject.params,
+        segments(training, subject.seed, count=count, each=each),
+        subject.measurements,
+        subject.batches,
+        subject.fitted,
+        run=subject.run,
+    )
+
+
+def of_tracin(subject: Subject, *, checkpoints: int = 6) -> xr.DataArray:
+    """Returns the scores of TracIn."""
+    training = subject.training
+    return tracin(
+        training.task,
+        segments(training, subject.seed, count=checkpoints, each=1),
+        subject.measurements,
+        subject.batches,
+        partial(_none, subject),
+        run=subject.run,
+    )
+
+
+def of_metagradients(subject: Subject) -> xr.DataArray:
+    """Returns exact influence through training."""
+    return metagradients(
+        subject.training, subject.seed, subject.measurements, run=subject.run
+    )
+
+
+def logra(
+    subject: Subject, *, rank: int = 16, leading: bool = False, unit: bool = False
+) -> xr.DataArray:
+    """Returns the scores of LoGra, or of TrackStar: projected gradients."""
+    projection = (
+        sketch.leading(subject.fitted(), rank)
+        if leading
+        else sketch.random(_none(subject, subject.params).layers, rank)
+    )
+    return sketch.logra(
+        subject.training.task,
+        subject.params,
+        projection,
+        subject.measurements,
+        subject.batches,
+        normalise=unit,
+        run=subject.run,
+    )
+
+
+def trak(subject: Subject, *, rank: int = 8, models: int = 5) -> xr.DataArray:
+    """Returns the scores of TRAK, averaged over models trained with other seeds."""
+    return averaged(partial(_trak, rank=rank), models=models)(subject)
+
+
+def averaged(score: Score, *, models: int = 5) -> Score:
+    """Returns a method whose scores are averaged over models trained with other seeds.
+
+    The subject's own is one of them.
+    """
+
+    def mean(subject: Subject) -> xr.DataArray:
+        seeds = [subject.seed + i for i in range(1, models)]
+        n = len(subject.training.examples)
+        others = subject.training.many(np.ones((len(seeds), n)), seeds)
+        found = [score(subject)]
+        for i, seed in enumerate(seeds):
+            params = jax.tree.map(lambda x, i=i: x[i], others)
+            found.append(score(subject._replace(params=params, seed=seed)))
+        return (reduce(lambda x, y: x + y, found) / models).assign_attrs(found[0].attrs)
+
+    return mean
+
+
+def lexical(subject: Subject) -> xr.DataArray:
+    """Returns BM25's scores."""
+    if subject.words is None:
+        raise ValueError("BM25 is of text, and the examples are not.")
+    tokens, asked = subject.words
+    return bm25(asked, tokens, subject.training.examples.ids)
+
+
+def chance(subject: Subject, *, seed: int = 0) -> xr.DataArray:
+    """Returns random scores."""
+    names, ids = list(subject.measurements), list(subject.training.examples.ids)
+    values = np.random.default_rng(seed).normal(size=(len(names), len(ids)))
+    return xr.DataArray(
+        values, coords={"query": names, "train": ids}, dims=("query", "train")
+    )
+
+
+METHODS: dict[str, Method] = {
+    "metagradients": Method(TRAJECTORY, of_metagradients),
+    "source": Method(CHECKPOINTS, of_source),
+    "tracin": Method(CHECKPOINTS, of_tracin),
+    "cg": Method(WEIGHTS, cg),
+    "astra": Method(WEIGHTS, astra),
+    "lissa": Method(WEIGHTS, lissa),
+    "ekfac": Method(WEIGHTS, ekfac),
+    "ekfac, Shampoo's basis": Method(WEIGHTS, partial(ekfac, factors=PerSequence())),
+    "ekfac, 5 models": Method(TRAININGS, averaged(ekfac)),
+    "kfac": Method(WEIGHTS, of_kfac),
+    "diagonal": Method(WEIGHTS, of_diagonal),
+    "gradient dot": Method(WEIGHTS, gradients),
+    "gradient cosine": Method(WEIGHTS, cosine),
+    "logra": Method(WEIGHTS, logra),
+    "logra, leading": Method(WEIGHTS, partial(logra, leading=True)),
+    "trackstar": Method(WEIGHTS, partial(logra, unit=True)),
+    "trak, 5 models": Method(TRAININGS, trak),
+    "bm25": Method(TEXT, lexical, text=True),
+    "random": Method("nothing", chance),
+}
+"""By name, with this package's defaults."""
+
+
+def _none(subject: Subject, params: Params) -> Curvature:
+    """Returns no curvature, of the subject's layers."""
+    return identity(
+        subject.training.task, params, subject.batches, layers=subject.layers
+    )
+
+
+def _trak(subject: Subject, *, rank: int) -> xr.DataArray:
+    # Another projection for every model: their errors average out as well.
+    layers = _none(subject, subject.params).layers
+    return sketch.trak(
+        subject.training.task,
+        subject.params,
+        sketch.random(layers, rank, subject.seed),
+        subject.measurements,
+        subject.batches,
+        run=subject.run,
+    )
