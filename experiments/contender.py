@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from safetensors.numpy import load_file
 
+from experiments.memory import forget_peak, peak
+
 THREADS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What XLA's thread pool, PyTorch and the linear algebra libraries look at."""
 
@@ -171,31 +173,16 @@ def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nd
 
 def measured(work: Callable[[], None]) -> Cost:
     """Does a piece of work and returns what it took."""
-    followed = _forget_peak()
+    followed = forget_peak()
     wall, cpu = time.perf_counter(), _cpu()
     work()
     wall, cpu = time.perf_counter() - wall, _cpu() - cpu
-    return Cost(wall, cpu, _peak() if followed else float("nan"))
+    return Cost(wall, cpu, peak() if followed else float("nan"))
 
 
 def _cpu() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
-
-
-def _forget_peak() -> bool:
-    """Begins a new peak of resident memory; returns whether the system lets us."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
-
-
-def _peak() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    fields = dict(x.split(":", 1) for x in lines if ":" in x)
-    return int(fields["VmHWM"].split()[0]) / 1024
 
 
 class Contender:

@@ -38,6 +38,8 @@ class Setting(NamedTuple):
         if examples are not text.
       layers: what the project covers by default.
       at_once: how many trainings side by side.
+      resampled: whether it is small enough to be retrained with other seeds as well.
+      tiny: whether its Gauss–Newton matrix can be formed.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Setting(NamedTuple):
     tokens: tuple[list[list[int]], list[list[int]]] | None
     layers: str
     at_once: int
+    resampled: bool
+    tiny: bool
 
 
 def digits(path: Path | None, seed: int) -> Setting:
@@ -53,7 +57,7 @@ def digits(path: Path | None, seed: int) -> Setting:
     from sklearn.datasets import load_digits
 
     del path  # The data comes with the library.
-    x, y = load_digits(return_X_y=True)
+    x, y = (np.asarray(part) for part in load_digits(return_X_y=True))
     recipe = Recipe(200, 100, 0.1, SGD(momentum=0.9), warmup=0.1)
     task = Classification(_logits)
     return _supervised("digits", task, recipe, x, y.astype(np.int32), 1000, 10, seed)
@@ -64,7 +68,7 @@ def diabetes(path: Path | None, seed: int) -> Setting:
     from sklearn.datasets import load_diabetes
 
     del path
-    x, y = load_diabetes(return_X_y=True)
+    x, y = (np.asarray(part) for part in load_diabetes(return_X_y=True))
     recipe = Recipe(200, 64, 0.02, SGD(momentum=0.9), warmup=0.1)
     task = Regression(_number)
     return _supervised("diabetes", task, recipe, x, _standard(y), 320, 1, seed)
@@ -124,6 +128,8 @@ def language(path: Path | None, seed: int) -> Setting:
         (list(tokens[:1024]), list(tokens[1024:])),
         "blocks.*",
         4,
+        resampled=False,
+        tiny=False,
     )
 
 
@@ -166,7 +172,9 @@ def _supervised(
 
     training = Training(task, recipe, points.take(order[:n]), start)
     asked = points.take(order[n : n + QUERIES])
-    return Setting(name, training, asked, None, "*", 25)
+    return Setting(
+        name, training, asked, None, "*", 25, resampled=name == "digits", tiny=True
+    )
 
 
 def _logits(params: Any, x_BxI: jax.Array) -> jax.Array:

@@ -1,0 +1,384 @@
+"""Every method on one task, judged by retraining: which scores are true?
+
+    python -m experiments.methods --task digits|diabetes|concrete|language [--path FILE]
+
+Trains the task's model, retrains it without random subsets, and correlates what was
+measured with what each method's scores predict (LDS). Two banks, of other subsets and
+other measurements: on the *development* bank the settings of `CANDIDATES` are tried and
+the best of each kind chosen; the *test* bank is looked at once, for the table.
+
+Writes `experiments/results/methods_TASK.json`, a list of rows, and its figure;
+`methods_TASK_setting.json` says how the task was trained and what was tried. Everything
+that takes long is kept in `--work` and not done again.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+from experiments.memory import forget_peak, peak
+from experiments.results import FOLDER, figure, plain, write
+from experiments.tasks import QUERIES, TASKS, Setting
+from influence.attribution.measurements import likelihoods
+from influence.attribution.metagradients import metagradients
+from influence.fold import Run
+from influence.linalg.damping import Relative
+from influence.runtime import formats
+from influence.runtime.driver import Driver
+from influence.runtime.saves import Saves
+from influence.truth import methods
+from influence.truth.lds import LDS, ceiling, lds
+from influence.truth.methods import METHODS, WEIGHTS, Method, Subject
+from influence.truth.retraining import resampled, retrain, same_seed
+from influence.truth.reweighting import contributions, reweight
+from influence.truth.smoothness import metasmoothness
+from influence.types import Params
+
+REFERENCE = "cg"
+"""The method that others are compared with."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the table is made.
+
+    Attributes:
+      task: what is trained.
+      path: the data, where it comes with no library.
+      work: where what takes long is kept; `runs/methods_TASK` by default.
+      subsets: how many subsets a bank leaves out.
+      drop: which share of the sequences a subset is.
+      seed: of the split of the data and of the model.
+    """
+
+    task: Literal["digits", "diabetes", "concrete", "language"]
+    path: Path | None = None
+    work: Path | None = None
+    subsets: int = 100
+    drop: float = 0.01
+    seed: int = 0
+
+
+class Bank(NamedTuple):
+    """Some measurements, and what retraining makes of them.
+
+    Attributes:
+      subject: what methods are asked about.
+      truth: by protocol.
+    """
+
+    subject: Subject
+    truth: Mapping[str, xr.Dataset]
+
+
+class Row(NamedTuple):
+    """A method under a protocol."""
+
+    method: str
+    needs: str
+    protocol: str
+    lds: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    seconds: float
+    megabytes: float
+
+
+class Scored(NamedTuple):
+    """A method's scores, and what they cost."""
+
+    scores: xr.DataArray
+    seconds: float
+    megabytes: float
+
+
+def main(options: Options) -> None:
+    """Makes the table."""
+    console = Console()
+    setting = TASKS[options.task](options.path, options.seed)
+    work = options.work or Path("runs") / f"methods_{options.task}"
+    driver = Driver(console)
+    params = _trained(setting, options.seed)
+    smooth = metasmoothness(setting.training, options.seed)
+    console.print(f"metasmoothness {smooth:.3f}")
+    development, test = (
+        _bank(options, setting, params, driver, work, name)
+        for name in ("development", "test")
+    )
+    tried, chosen = _choose(development, driver, work, console)
+    rows = _table(test, {**METHODS, **_own(setting), **chosen}, development, work)
+    console.print(_shown(rows))
+    _write(options, setting, params, smooth, test, rows, tried)
+
+
+def _trained(setting: Setting, seed: int) -> Params:
+    """Returns the model: the baseline of the program that retrains."""
+    ones = np.ones((setting.at_once, len(setting.training.examples)))
+    many = setting.training.many(ones, [seed] * setting.at_once, setting.at_once)
+    return jax.tree.map(lambda x: x[0], many)
+
+
+def _bank(
+    options: Options,
+    setting: Setting,
+    params: Params,
+    driver: Driver,
+    work: Path,
+    name: str,
+) -> Bank:
+    """Returns a bank, retraining what was not retrained yet."""
+    half, draw = QUERIES // 2, 1 + (name == "test")
+    places = range(half) if name == "development" else range(half, QUERIES)
+    asked = likelihoods(setting.training.task, setting.asked.take(places))
+    words = None
+    if setting.tokens is not None:
+        tokens, others = setting.tokens
+        words = tokens, dict(zip(asked, (others[i] for i in places), strict=True))
+    protocols = [same_seed(options.subsets, options.drop, seed=options.seed, draw=draw)]
+    if setting.resampled and name == "test":
+        protocols.append(resampled(options.subsets, draw=draw))
+    truth = {}
+    for protocol in protocols:
+        key = _key(setting, protocol, sorted(asked))
+        path = work / f"{name} {protocol.name} {key}.zarr"
+        if not path.exists():
+            run = _saving(driver, work / "saves" / path.stem, key)
+            found = retrain(
+                setting.training, protocol, asked, at_once=setting.at_once, run=run
+            )
+            formats.write_scores(found)(path)
+        truth[protocol.name] = formats.read_scores(path)
+    return Bank(
+        Subject(setting.training, options.seed, params, asked, words, setting.layers),
+        truth,
+    )
+
+
+def _saving(driver: Driver, folder: Path, key: str) -> Run:
+    """Returns a driver that goes on where an earlier process ended."""
+    return driver.saving(lambda name: Saves(folder / name, key, every=20))
+
+
+def _key(setting: Setting, *about: object) -> str:
+    """Returns a digest of all that scores or retrainings depend on."""
+    training = setting.training
+    data = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(training.data))
+    words = repr((setting.name, training.recipe, about))
+    return hashlib.sha256(words.encode() + data).hexdigest()[:12]
+
+
+CANDIDATES: dict[str, dict[str, methods.Score]] = {
+    "ekfac, chosen": {
+        f"damping {x:g}": partial(methods.ekfac, damping=Relative(x))
+        for x in (0.001, 0.01, 0.1, 1.0)
+    },
+    "cg, chosen": {
+        f"damping {x:g}": partial(methods.cg, damping=Relative(x))
+        for x in (0.1, 1.0, 10.0)
+    },
+}
+"""By kind, the settings that are tried on the development bank."""
+
+TUNING = 10
+"""How many of the development bank's measurements choose."""
+
+CALIBRATED = 8
+"""How many of the development bank's measurements a reweighting is fitted to."""
+
+
+def _choose(
+    bank: Bank, driver: Driver, work: Path, console: Console
+) -> tuple[list[dict], dict[str, Method]]:
+    """Returns everything tried on the development bank, and the best of each kind."""
+    some = dict(list(bank.subject.measurements.items())[:TUNING])
+    subject = bank.subject._replace(measurements=some)
+    (truth,) = bank.truth.values()
+    truth = truth.sel(query=list(some))
+    tried, chosen = [], {}
+    for kind, settings in CANDIDATES.items():
+        found = {}
+        for name, score in settings.items():
+            scored = _scored(subject, f"{kind}, {name}", score, work)
+            found[name] = lds(scored.scores, truth)
+            tried.append({"kind": kind, "setting": name, **_numbers(found[name])})
+            console.print(f"{kind}, {name}: {found[name].interval}")
+        best = max(found, key=lambda x: found[x].interval.value)
+        chosen[kind] = Method(WEIGHTS, settings[best])
+    return tried, chosen
+
+
+def _own(setting: Setting) -> dict[str, Method]:
+    """Returns the methods that are only for this task."""
+    return {"exact": Method(WEIGHTS, methods.exact)} if setting.tiny else {}
+
+
+def _reweighted(development: Bank) -> methods.Score:
+    """Returns EK-FAC with a spectrum fitted to a handful of metagradients."""
+    some = dict(list(development.subject.measurements.items())[:CALIBRATED])
+
+    def score(subject: Subject) -> xr.DataArray:
+        training, curvature = subject.training, subject.fitted()
+        parts = partial(
+            contributions,
+            training.task,
+            subject.params,
+            curvature,
+            batches=subject.batches,
+        )
+        exact = metagradients(training, subject.seed, some)
+        return reweight(parts(some), exact)(parts(subject.measurements))
+
+    return score
+
+
+def _table(
+    bank: Bank, table: Mapping[str, Method], development: Bank, work: Path
+) -> list[Row]:
+    """Returns the table's rows, the best first within each protocol."""
+    table = {**table, "ekfac, reweighted": Method(RARE, _reweighted(development))}
+    table = {name: x for name, x in table.items() if not x.text or bank.subject.words}
+    scored = {
+        name: _scored(bank.subject, name, x.score, work) for name, x in table.items()
+    }
+    rows = []
+    for protocol, truth in bank.truth.items():
+        judged = {name: lds(x.scores, truth) for name, x in scored.items()}
+        own = [
+            _row(name, table[name].needs, protocol, x, judged[REFERENCE], scored[name])
+            for name, x in judged.items()
+        ]
+        rows += sorted(own, key=lambda x: -x.lds)
+    return rows
+
+
+RARE = "a few metagradients"
+
+
+def _row(
+    name: str, needs: str, protocol: str, found: LDS, reference: LDS, scored: Scored
+) -> Row:
+    return Row(
+        name,
+        needs,
+        protocol,
+        *found.interval,
+        *(found - reference),
+        scored.seconds,
+        scored.megabytes,
+    )
+
+
+def _numbers(found: LDS) -> dict[str, float]:
+    return dict(zip(("lds", "low", "high"), found.interval, strict=True))
+
+
+def _scored(
+    subject: Subject, name: str, score: Callable[[Subject], xr.DataArray], work: Path
+) -> Scored:
+    """Returns a method's scores and what they cost, as they were kept if they were.
+
+    Timed without what was compiled before: everybody compiles for themselves.
+    """
+    words = "\n".join([name, *subject.measurements])
+    path = work / "scores" / f"{hashlib.sha256(words.encode()).hexdigest()[:12]}.zarr"
+    if not path.exists():
+        jax.clear_caches()
+        forget_peak()
+        begun = time.monotonic()
+        found = score(subject)
+        cost = {"seconds": time.monotonic() - begun, "megabytes": peak()}
+        found = found.drop_vars([x for x in found.coords if x not in found.dims])
+        kept = found.rename("score").assign_attrs(found.attrs | cost | {"name": name})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        formats.write_scores(xr.Dataset({"score": kept}))(path)
+    kept = formats.read_scores(path).score.load()
+    return Scored(kept, kept.attrs["seconds"], kept.attrs["megabytes"])
+
+
+def _shown(rows: list[Row]) -> Table:
+    """Returns the rows as a table to print."""
+    table = Table(title="Linear datamodelling score, 95 % of bootstrap samples")
+    for name in ("method", "needs", "protocol"):
+        table.add_column(name)
+    for name in ("LDS", "less than cg's", "seconds", "MB"):
+        table.add_column(name, justify="right")
+    for x in rows:
+        table.add_row(
+            *(x.method, x.needs, x.protocol),
+            f"{x.lds:.3f} [{x.low:.3f}, {x.high:.3f}]",
+            f"{x.difference:+.3f} [{x.difference_low:+.3f}, {x.difference_high:+.3f}]",
+            f"{x.seconds:.1f}",
+            f"{x.megabytes:.0f}",
+        )
+    return table
+
+
+def _write(
+    options: Options,
+    setting: Setting,
+    params: Params,
+    smooth: float,
+    bank: Bank,
+    rows: list[Row],
+    tried: list[dict],
+) -> None:
+    """Writes the table, its figure, and how the task was trained."""
+    name = f"methods_{options.task}"
+    text = json.dumps([plain(x._asdict()) for x in rows], indent=1, ensure_ascii=False)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    training = setting.training
+    write(
+        f"{name}_setting",
+        seed=options.seed,
+        settings={
+            "recipe": repr(training.recipe),
+            "parameters": sum(x.size for x in jax.tree.leaves(params)),
+            "sequences": len(training.examples),
+            "measurements": len(bank.subject.measurements),
+            "subsets": options.subsets,
+            "drop": options.drop,
+            "metasmoothness": smooth,
+            "ceiling": {k: ceiling(x) for k, x in bank.truth.items()},
+            "spread": {
+                k: float(x.measured.mean("seed").std("subset").mean())
+                for k, x in bank.truth.items()
+            },
+        },
+        rows=tried,
+    )
+    protocols = list(bank.truth)
+    tallest = max(sum(x.protocol == p for x in rows) for p in protocols)
+    height = 0.8 + 0.2 * tallest
+    with figure(name, columns=len(protocols), height=height) as axes:
+        for panel, protocol in zip(axes, protocols, strict=True):
+            own = [x for x in rows if x.protocol == protocol][::-1]
+            at = range(len(own))
+            values = np.array([x.lds for x in own])
+            low, high = (
+                np.array([getattr(x, k) for x in own]) for k in ("low", "high")
+            )
+            panel.barh(at, values, xerr=[values - low, high - values], height=0.7)
+            panel.set_yticks(at, [f"{x.method} ({x.needs})" for x in own])
+            panel.set_xlabel(f"LDS, {protocol}")
+            panel.grid(axis="x")
+            panel.grid(visible=False, axis="y")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
