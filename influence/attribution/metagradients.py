@@ -40,10 +40,14 @@ def metagradients(
     seed: int,
     measurements: Mapping[str, Measurement],
     *,
+    by_token: bool = False,
     at_once: int = AT_ONCE,
     run: Run = run,
 ) -> xr.DataArray:
     """Returns `(query, train)`: each sequence's exact influence through training.
+
+    Or `(query, train, token)`: that of each label, at the position it is predicted
+    from; they sum to the sequence's.
 
     Costs a training, and for each measurement about two and a half.
 
@@ -51,6 +55,7 @@ def metagradients(
       training: how the model came to be.
       seed: of the training.
       measurements: by name.
+      by_token: whether labels are kept apart.
       at_once: how many measurements go back side by side; fewer take less memory.
       run: carries out the two passes.
 
@@ -66,16 +71,19 @@ def metagradients(
     """
     stretches = _stretches(training.order(seed))
     trail = run(forward(training, seed), stretches)
-    found = run(backward(training, trail, measurements, at_once), trail.stretches)
+    counts = training.task.counts(training.data)
+    ones = jnp.ones(counts.shape) if by_token and counts.ndim > 1 else training.ones
+    found = run(backward(training, trail, measurements, ones, at_once), trail.stretches)
+    dims = {"query": list(measurements), "train": list(training.examples.ids)}
+    if found.ndim > len(dims):
+        dims["token"] = range(found.shape[2])
+    about = {"solver": "metagradient", "seed": str(seed)}
     return xr.DataArray(
         found,
-        coords={"query": list(measurements), "train": list(training.examples.ids)},
-        dims=("query", "train"),
+        coords=dims,
+        dims=list(dims),
         name="score",
-        attrs=told(
-            len(training.examples),
-            {"solver": "metagradient", "seed": str(seed)}.items(),
-        ),
+        attrs=told(len(training.examples), about.items()),
     )
 
 
@@ -127,9 +135,10 @@ def backward(
     training: Training,
     trail: Trail,
     measurements: Mapping[str, Measurement],
+    ones: Array,
     at_once: int,
 ) -> Fold:
-    """Returns the pass over a trail's stretches that ends in scores, `[Q, N]`."""
+    """Returns the pass over a trail's stretches that ends in scores, `[Q, *ones]`."""
     values = together(measurements.values())
 
     def init() -> tuple[Any, Array]:
@@ -141,8 +150,7 @@ def backward(
             params.get(i, jnp.zeros((len(measurements), *x.shape), x.dtype))
             for i, x in enumerate(ended)
         ]
-        n = len(training.examples)
-        return cotangents, jnp.zeros((len(measurements), n), jnp.result_type(float))
+        return cotangents, jnp.zeros((len(measurements), *ones.shape), ones.dtype)
 
     def update(state: tuple[Any, Array], stretch: Stretch) -> tuple[Any, Array]:
         return _pulled(
@@ -192,7 +200,6 @@ def _pulled(
     found_QxN: Array,
 ) -> tuple[list[Array], Array]:
     """Returns cotangents at the start of a stretch, and scores with its share."""
-    n = found_QxN.shape[1]
     each = jax.checkpoint(partial(train.step, task, recipe, data))
 
     def run(smooth: list[Array], weights_N: Array) -> list[Array]:
@@ -200,7 +207,7 @@ def _pulled(
         state, _ = jax.lax.scan(partial(each, weights_N), state, stretch.order)
         return _smooth(state)
 
-    ones = jnp.ones(n, found_QxN.dtype)
+    ones = jnp.ones(found_QxN.shape[1:], found_QxN.dtype)
     _, pull = jax.vjp(run, _smooth(stretch.begun), ones)
     cotangents_Q, share_QxN = jax.lax.map(pull, cotangents_Q, batch_size=at_once)
     return cotangents_Q, found_QxN + share_QxN

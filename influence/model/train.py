@@ -19,7 +19,7 @@ from jax import Array
 
 from influence.fold import Fold
 from influence.model.examples import Examples
-from influence.model.task import Task, losses
+from influence.model.task import Task, token_losses
 from influence.types import Batch, Inputs, Params
 
 
@@ -224,7 +224,8 @@ class Training:
         """Returns the trained parameters.
 
         Args:
-          weights_N: how much each sequence counts: 1 as it is, 0 not at all.
+          weights_N: how much each sequence counts: 1 as it is, 0 not at all; or how
+            much each of its labels does, `[N, T]`.
           seed: of the start and of the order of sequences.
         """
         trained = self.many(np.asarray(weights_N)[None], [seed])
@@ -350,15 +351,18 @@ def step(
 ) -> tuple[State, Array]:
     """Returns the state after one update, and the mean loss per counted label.
 
-    Differentiable in the weights, which do not change the denominator.
+    Differentiable in the weights, of sequences or of their labels, `[N]` or `[N, T]`;
+    they do not change the denominator.
     """
 
     def loss(params: Params) -> Array:
         inputs = jax.tree.map(lambda x: x[places_B], data)
         n = len(places_B)
         batch = Batch(inputs, jnp.zeros((n, 2), jnp.uint32), jnp.ones(n, bool))
-        each = losses(task, task.outputs(params, inputs), task.labels(inputs), batch)
+        outputs = task.outputs(params, inputs)
+        each = token_losses(task, outputs, task.labels(inputs), batch)
         weights = weights_N[places_B].astype(each.dtype)
+        weights = weights.reshape(*weights.shape, *[1] * (each.ndim - weights.ndim))
         return (weights * each).sum() / task.counts(inputs).sum().astype(each.dtype)
 
     value, gradient = jax.value_and_grad(loss)(state.params)

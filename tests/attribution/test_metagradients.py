@@ -8,7 +8,9 @@ import pytest
 from influence.attribution.measurements import likelihoods, measure
 from influence.attribution.metagradients import metagradients
 from influence.model import train
+from influence.model.examples import sequences
 from influence.model.supervised import Classification, Regression, labelled
+from influence.model.task import LanguageModel
 
 RNG = np.random.default_rng(0)
 POINTS = labelled(RNG.normal(size=(12, 5)), RNG.integers(0, 3, 12))
@@ -55,6 +57,27 @@ def test_they_do_not_depend_on_how_many_go_back_at_once():
     training = train.Training(TASK, RECIPES["adamw"], POINTS, start)
     each, all_three = (metagradients(training, 0, ASKED, at_once=k) for k in (1, 3))
     np.testing.assert_allclose(each, all_three, atol=1e-14)
+
+
+def test_labels_have_shares_that_add_up_and_are_finite_differences():
+    texts = sequences([[1, 2, 3, 4], [2, 3, 5], [4, 3, 1, 0], [5, 5, 2, 3]])
+    task = LanguageModel(lambda params, tokens: params[tokens])
+    table = jax.random.normal(jax.random.key(0), (6, 6))
+    recipe = train.Recipe(6, 2, 0.3, train.SGD(momentum=0.5))
+    training = train.Training(task, recipe, texts, lambda seed: table)
+    asked = likelihoods(task, texts.take([0, 2]))
+    tokens = metagradients(training, 0, asked, by_token=True)
+    assert tokens.dims == ("query", "train", "token")
+    np.testing.assert_allclose(
+        tokens.sum("token"), metagradients(training, 0, asked), atol=1e-12
+    )
+    # The last position predicts nothing, and neither does padding.
+    np.testing.assert_array_equal(tokens[:, :, -1], 0)
+    weights = np.ones((2, 4, 4))
+    weights[:, 3, 1] += 1e-5, -1e-5
+    up, down = (training(x, 0) for x in weights)
+    found = [(measure(f, up) - measure(f, down)) / 2e-5 for f in asked.values()]
+    np.testing.assert_allclose(tokens[:, 3, 1], found, atol=1e-8, rtol=1e-5)
 
 
 def test_training_that_diverges_is_an_error():
