@@ -7,6 +7,7 @@ measurements on held-out examples, of which the first half is for choosing (a
 
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,8 +180,8 @@ def _supervised(
                 "w": jax.random.normal(key, (rows, columns)) / rows**0.5,
                 "b": jnp.zeros(columns),
             }
-            for i, (key, rows, columns) in enumerate(
-                zip(keys, sizes, sizes[1:], strict=True)
+            for i, (key, (rows, columns)) in enumerate(
+                zip(keys, pairwise(sizes), strict=True)
             )
         }
 
