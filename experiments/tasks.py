@@ -160,7 +160,7 @@ def _supervised(
                 "b": jnp.zeros(columns),
             }
             for i, (key, rows, columns) in enumerate(
-                zip(keys, sizes, sizes[1:], strict=True)
+                zip(keys, sizes[:-1], sizes[1:], strict=True)
             )
         }
 
