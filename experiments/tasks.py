@@ -53,7 +53,7 @@ def digits(path: Path | None, seed: int) -> Setting:
     from sklearn.datasets import load_digits
 
     del path  # The data comes with the library.
-    x, y = load_digits(return_X_y=True)
+    x, y = map(np.asarray, load_digits(return_X_y=True))
     recipe = Recipe(200, 100, 0.1, SGD(momentum=0.9), warmup=0.1)
     task = Classification(_logits)
     return _supervised("digits", task, recipe, x, y.astype(np.int32), 1000, 10, seed)
@@ -64,7 +64,7 @@ def diabetes(path: Path | None, seed: int) -> Setting:
     from sklearn.datasets import load_diabetes
 
     del path
-    x, y = load_diabetes(return_X_y=True)
+    x, y = map(np.asarray, load_diabetes(return_X_y=True))
     recipe = Recipe(200, 64, 0.02, SGD(momentum=0.9), warmup=0.1)
     task = Regression(_number)
     return _supervised("diabetes", task, recipe, x, _standard(y), 320, 1, seed)
