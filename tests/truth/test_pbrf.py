@@ -11,7 +11,8 @@ from influence.curvature.solvers import Exact
 from influence.linalg.damping import Absolute, Relative
 from influence.model.supervised import Classification, Regression, labelled
 from influence.model.task import LanguageModel
-from influence.truth.pbrf import divergence, pbrf
+from influence.truth.bregman import divergence
+from influence.truth.pbrf import pbrf
 from influence.types import named_leaves, with_leaves
 from tests import cases
 
