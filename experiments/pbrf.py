@@ -9,8 +9,8 @@ inverts the curvature at the same damping, and the damped Gauss–Newton matrix 
 inverted as well: where that one falls short, it is not for an approximate inverse but
 because a copy's effect is not linear.
 
-On digits it does, and EK-FAC is no better than products. A likely reason: the perceptron
-is sure of nearly all it was trained on, so that curvature comes from few points, and a
+On digits it does, and EK-FAC is no better than products. A likely reason: the model is
+sure of nearly all it was trained on, so that curvature comes from few points, and a
 copy of one of those is no small change. EK-FAC from twenty draws of labels is no nearer
 to the dense solution there than from one; LiSSA has not converged (see `residuals`).
 The language model takes several times as long as all others together, and is left out
