@@ -21,9 +21,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib import cycler, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from rich.table import Table
 
 FOLDER = Path(__file__).parent / "results"
@@ -117,7 +118,9 @@ def write(
     }
     path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(record), indent=1, sort_keys=True, allow_nan=False)
+    text = json.dumps(
+        plain(record), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False
+    )
     path.write_text(text + "\n", encoding="utf-8")
     return path
 

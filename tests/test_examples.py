@@ -75,6 +75,7 @@ PUBLIC = [
     "attribution.scores.standard_error",
     "attribution.self_influence.self_influence",
     "attribution.tokens.concentrated",
+    "truth.pbrf.pbrf",
     "truth.removal.check",
     "runtime.corpus.pack.pack",
     "runtime.corpus.packed.Packed",
