@@ -21,9 +21,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib import cycler, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from rich.table import Table
 
 FOLDER = Path(__file__).parent / "results"
