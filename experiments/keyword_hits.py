@@ -20,8 +20,15 @@ import tyro
 from rich.console import Console
 
 from experiments.results import Claim, figure, table, write
-from experiments.small_model import Corpus, Questions, by_method, fitted, model, read
-from influence.model.config import Config
+from experiments.small_model import (
+    Corpus,
+    Questions,
+    by_method,
+    decoder,
+    fitted,
+    model,
+    read,
+)
 from influence.model.train import Recipe
 
 NAME = "keyword_hits"
@@ -135,10 +142,7 @@ def main(settings: Settings = Settings(), seed: int = 0) -> None:
     console = Console(soft_wrap=True)
     x = settings
     corpus = read(x.vocabulary, x.context, x.sequences, held=1000)
-    config = Config(
-        vocabulary=x.vocabulary, context=x.context, width=x.width,
-        hidden=8 * x.width // 3, heads=4, blocks=x.blocks, tied=True,
-    )  # fmt: skip
+    config = decoder(x.width, x.blocks, x.vocabulary, x.context)
     trained = model(config, corpus.train_NxT, Recipe(x.steps, 32, 3e-3), seed)
     console.print(f"trained to {trained.loss:.2f} nats a token")
     words = asked(corpus, settings, seed)

@@ -118,7 +118,9 @@ def write(
     }
     path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(record), indent=1, sort_keys=True, allow_nan=False)
+    text = json.dumps(
+        plain(record), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False
+    )
     path.write_text(text + "\n", encoding="utf-8")
     return path
 

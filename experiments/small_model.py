@@ -1,17 +1,19 @@
 """A small decoder that has read Python's sources, to ask what it learned from."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
 from experiments.material import random_llama, sources, trained
+from influence.attribution.forms import Dense, dense
 from influence.attribution.lexical import bm25
 from influence.attribution.measurements import completions
-from influence.attribution.query import query
+from influence.attribution.query import Query, query
 from influence.attribution.scan import scan
 from influence.curvature.diagonal import identity
 from influence.curvature.ekfac import fit
@@ -75,6 +77,21 @@ class Model(NamedTuple):
     loss: float
 
 
+def decoder(
+    width: int, blocks: int, vocabulary: int = 1024, context: int = 64
+) -> Config:
+    """Returns the sizes of a decoder, its hidden layers 8/3 as wide as the others."""
+    return Config(
+        vocabulary=vocabulary,
+        context=context,
+        width=width,
+        hidden=8 * width // 3,
+        heads=4,
+        blocks=blocks,
+        tied=True,
+    )
+
+
 def read(vocabulary: int, context: int, train: int, held: int = 0) -> Corpus:
     """Returns so many pieces of sources, cut wherever a piece is full."""
     taught = (Text("", x) for x in islice(sources(), TAUGHT))
@@ -121,14 +138,44 @@ def scores(
     solver: Solver = Eigenbasis(),
 ) -> np.ndarray:
     """Returns the influence of examples on completions, `[Q, N]`."""
-    asked = query(
-        curvature, model.params, completions(model.task, questions), solver=solver
-    )
-    found = scan(
-        model.task, model.params, asked, examples.batches(BATCH),
-        n_train=len(model.examples),
-    )  # fmt: skip
+    asked = completions(model.task, questions)
+    solved = query(curvature, model.params, asked, solver=solver)
+    return total(model, solved, examples)
+
+
+def joined(queries: Sequence[Query]) -> Query:
+    """Returns queries, made in any ways, as one: what one scan scores all of."""
+    first = queries[0]
+    together = {
+        k: Dense(jnp.concatenate([dense(x.forms[k]).h_QxOxI for x in queries], -3))
+        for k in first.forms
+    }
+    names = [f"{i}: {name}" for i, x in enumerate(queries) for name in x.names]
+    return replace(first, names=tuple(names), forms=together, facts=())
+
+
+def total(model: Model, query: Query, examples: Examples) -> np.ndarray:
+    """Returns the influence of examples, `[Q, N]`."""
+    batches, whole = examples.batches(BATCH), len(model.examples)
+    found = scan(model.task, model.params, query, batches, n_train=whole)
     return found.total.values
+
+
+def continuations(
+    tokens_NxT: np.ndarray, count: int, prompt: int
+) -> dict[str, tuple[list[int], list[int]]]:
+    """Returns questions: what pieces of text go on with after so many tokens."""
+    return {
+        str(i): (x[:prompt].tolist(), x[prompt:].tolist())
+        for i, x in enumerate(tokens_NxT[:count])
+    }
+
+
+def correlations(first_QxN: np.ndarray, second_QxN: np.ndarray) -> np.ndarray:
+    """Returns Pearson's correlation of each row with its like, `[Q]`."""
+    first, second = (x - x.mean(1, keepdims=True) for x in (first_QxN, second_QxN))
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return (first * second).sum(1) / norms
 
 
 def by_method(
