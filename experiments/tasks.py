@@ -40,6 +40,7 @@ class Setting(NamedTuple):
         if examples are not text.
       layers: what the project covers by default.
       at_once: how many trainings side by side.
+      batch: how many sequences are read at a time.
       resampled: whether it is small enough to be retrained with other seeds as well.
       tiny: whether its Gauss–Newton matrix can be formed.
     """
@@ -50,6 +51,7 @@ class Setting(NamedTuple):
     tokens: tuple[list[list[int]], list[list[int]]] | None
     layers: str
     at_once: int
+    batch: int
     resampled: bool
     tiny: bool
 
@@ -129,6 +131,7 @@ def language(path: Path | None, seed: int) -> Setting:
         (list(tokens[:1024]), list(tokens[1024:])),
         "blocks.*",
         4,
+        32,
         resampled=False,
         tiny=False,
     )
@@ -188,7 +191,7 @@ def _supervised(
     training = Training(task, recipe, points.take(order[:n]), start)
     asked = points.take(order[n : n + QUERIES])
     return Setting(
-        name, training, asked, None, "*", 25, resampled=name == "digits", tiny=True
+        name, training, asked, None, "*", 25, 250, resampled=name == "digits", tiny=True
     )
 
 

@@ -12,7 +12,7 @@ of `√T` updates memory holds `2 √T` states. What is walked again does not de
 question, so all measurements' cotangents go back together through one linearisation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil, sqrt
 from typing import Any, NamedTuple
@@ -209,5 +209,23 @@ def _pulled(
 
     ones = jnp.ones(found_QxN.shape[1:], found_QxN.dtype)
     _, pull = jax.vjp(run, _smooth(stretch.begun), ones)
-    cotangents_Q, share_QxN = jax.lax.map(pull, cotangents_Q, batch_size=at_once)
+    cotangents_Q, share_QxN = _mapped(pull, cotangents_Q, at_once)
     return cotangents_Q, found_QxN + share_QxN
+
+
+def _mapped(pull: Callable[[Any], Any], cotangents_Q: Any, at_once: int) -> Any:
+    """Returns `pull` of each row, `at_once` of them at a time, the last filled up.
+
+    As `jax.lax.map` does with a batch size, but compiled once: it compiles what is left
+    over as another program, and this one is long.
+    """
+    rows = len(jax.tree.leaves(cotangents_Q)[0])
+    each = min(at_once, rows)
+    padding = -rows % each
+
+    def cut(x: Array) -> Array:
+        filled = jnp.concatenate([x, jnp.zeros((padding, *x.shape[1:]), x.dtype)])
+        return filled.reshape(-1, each, *x.shape[1:])
+
+    found = jax.lax.map(jax.vmap(pull), jax.tree.map(cut, cotangents_Q))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:rows], found)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import xarray as xr
 
 from influence.attribution.measurements import Measurement
@@ -28,7 +29,7 @@ from influence.curvature.solvers import Eigenbasis
 from influence.fold import Run, run
 from influence.linalg.damping import Absolute, Remaining, Travelled
 from influence.model.task import Task
-from influence.model.train import Training
+from influence.model.train import State, Training
 from influence.types import Batches, Params
 
 
@@ -174,6 +175,9 @@ def segments(
     (FAST-SOURCE, Bae et al. 2024: the mean of models in place of mean gradients and
     curvatures.)
 
+    Of an adaptive optimizer the metric is one number here, the mean over parameters of
+    what it divides by in each segment: coarser than plain descent's.
+
     Args:
       training: how the model came to be.
       seed: of the training.
@@ -188,14 +192,25 @@ def segments(
     """
     recipe = training.recipe
     marks = np.linspace(0, recipe.steps, count * each + 1).round().astype(int)
-    models = [x.params for x in training.states(seed, marks[1:])]
-    return [
-        Segment(
-            mean_params(models[i * each : (i + 1) * each]),
-            training.distance(int(marks[i * each]), int(marks[(i + 1) * each])),
-        )
-        for i in range(count)
-    ]
+    states = training.states(seed, marks[1:])
+    found = []
+    for i in range(count):
+        own = states[i * each : (i + 1) * each]
+        far = training.distance(int(marks[i * each]), int(marks[(i + 1) * each]))
+        if recipe.optimizer.adaptive:
+            far *= float(np.mean([_metric(training, x) for x in own]))
+        found.append(Segment(mean_params([x.params for x in own]), far))
+    return found
+
+
+def _metric(training: Training, state: State) -> float:
+    """Returns the mean of one over the root second moment, of sequences' gradients."""
+    moments = optax.tree_utils.tree_get(state.optimizer, "nu")
+    labels = np.asarray(training.task.counts(training.data)).sum()
+    each = labels / len(training.examples)
+    roots = np.concatenate([np.sqrt(x).ravel() for x in jax.tree.leaves(moments)])
+    # A parameter that was never moved has no metric.
+    return float((1 / (roots[roots > 0] * each)).mean())
 
 
 def mean_params(checkpoints: Sequence[Params]) -> Params:

@@ -116,6 +116,68 @@ def lissa(operators: Iterator[Operator], b: Vector, rate: float) -> Iterator[Ste
         x = add(x, rate * one_Q, r)
 
 
+class Krylov(NamedTuple):
+    """A function of an operator, applied to vectors.
+
+    Attributes:
+      x: `f(A) b`.
+      last_Q: how much of `|x|` the last step added, for each right-hand side.
+    """
+
+    x: Vector
+    last_Q: Array
+
+
+def krylov(
+    multiply: Operator, function: Callable[[Array], Array], b: Vector, steps: int
+) -> Krylov:
+    """Returns `f(A) b` from the Krylov space of `steps` products (Lanczos 1950).
+
+        f(A) b ≈ |b| V f(T) e₁
+
+    with `V` an orthonormal basis of the space and `T = Vᵀ A V` tridiagonal, made
+    orthogonal again at every step. Holds `steps` vectors for each right-hand side.
+
+    Args:
+      multiply: `A`.
+      function: `f`, of eigenvalues.
+      b: the right-hand sides.
+      steps: how many products; fewer are enough where `f` is smooth.
+    """
+    norm_Q = jnp.sqrt(dot(b, b))
+    v = _scaled(b, 1 / norm_Q)
+    basis, diagonal, beside = [v], [], []
+    for _ in range(steps):
+        w = multiply(basis[-1])
+        diagonal.append(dot(w, basis[-1]))
+        for _ in range(2):
+            for u in basis:
+                w = add(w, -dot(w, u), u)
+        length_Q = jnp.sqrt(dot(w, w))
+        # A space that is exhausted stays as it is.
+        able_Q = length_Q > jnp.finfo(length_Q.dtype).eps * diagonal[0]
+        beside.append(jnp.where(able_Q, length_Q, 0))
+        basis.append(_scaled(w, jnp.where(able_Q, 1 / length_Q, 0)))
+    t_QxKxK = jax.vmap(_tridiagonal)(jnp.stack(diagonal, 1), jnp.stack(beside, 1))
+    values_QxK, q_QxKxK = jnp.linalg.eigh(t_QxKxK)
+    weights_QxK = q_QxKxK[:, 0] * function(jnp.maximum(values_QxK, 0))
+    found_QxK = norm_Q[:, None] * jnp.einsum("qkj,qj->qk", q_QxKxK, weights_QxK)
+    x = _scaled(basis[0], found_QxK[:, 0])
+    for k in range(1, steps):
+        x = add(x, found_QxK[:, k], basis[k])
+    total_Q = jnp.sqrt((found_QxK**2).sum(1))
+    return Krylov(x, jnp.abs(found_QxK[:, -1]) / total_Q)
+
+
+def _tridiagonal(diagonal_K: Array, beside_K: Array) -> Array:
+    off = jnp.diag(beside_K[:-1], 1)
+    return jnp.diag(diagonal_K) + off + off.T
+
+
+def _scaled(x: Vector, scale_Q: Array) -> Vector:
+    return add(jax.tree.map(jnp.zeros_like, x), scale_Q, x)
+
+
 @jax.jit
 def dot(x: Vector, y: Vector) -> Array:
     """Returns the inner product of each right-hand side's vectors, `[Q]`.

@@ -31,6 +31,11 @@ class Optimizer(abc.ABC):
     def reach(self) -> float:
         """Returns how far one gradient moves the weights in the end, over its rate."""
 
+    @property
+    @abc.abstractmethod
+    def adaptive(self) -> bool:
+        """Returns whether gradients are divided by the root of their second moment."""
+
     @abc.abstractmethod
     def __call__(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Returns the optimizer for a schedule of learning rates."""
@@ -64,6 +69,11 @@ class AdamW(Optimizer):
         """Returns 1, in the metric of the second moments."""
         return 1.0
 
+    @property
+    def adaptive(self) -> bool:
+        """Returns that they are."""
+        return True
+
     def __call__(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Returns the optimizer for a schedule of learning rates."""
         return optax.chain(
@@ -92,6 +102,11 @@ class SGD(Optimizer):
     def reach(self) -> float:
         """Returns `1 / (1 - β)`: what momentum makes of one gradient."""
         return 1 / (1 - self.momentum)
+
+    @property
+    def adaptive(self) -> bool:
+        """Returns that they are not."""
+        return False
 
     def __call__(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Returns the optimizer for a schedule of learning rates."""
@@ -284,11 +299,15 @@ class Training:
         """Returns how far updates go, for a loss averaged over sequences.
 
         The sum of their learning rates times the optimizer's reach; over the labels a
-        sequence has, for training's loss is a mean over labels.
+        sequence has, for training's loss is a mean over labels. An adaptive optimizer
+        does not see what the loss is divided by.
         """
         rates = [float(self.recipe.schedule(i)) for i in range(start, stop)]
+        far = sum(rates) * self.recipe.optimizer.reach
+        if self.recipe.optimizer.adaptive:
+            return far
         counts = np.asarray(self.task.counts(self.data))
-        return sum(rates) * self.recipe.optimizer.reach * len(counts) / counts.sum()
+        return far * len(counts) / counts.sum()
 
     def begun(self, seed: int) -> State:
         """Returns the state that training from a seed begins in."""

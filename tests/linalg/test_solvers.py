@@ -88,3 +88,39 @@ def test_lissa_converges_below_its_largest_rate():
         np.testing.assert_allclose(step.x[k], x, atol=1e-8)
     beyond = nth(solvers.lissa(repeat(operator(MATRIX)), B, 2.5 / largest), 100)
     assert float(beyond.residual_Q.min()) > 10
+
+
+def spread(x):
+    return jnp.exp(-x) + 1 / (x + 0.5)
+
+
+def test_a_function_of_a_matrix_is_exact_in_the_whole_krylov_space():
+    values, q = jnp.linalg.eigh(MATRIX)
+    expected = operator((q * spread(values)[None]) @ q.T)(B)
+    found = solvers.krylov(operator(MATRIX), spread, B, N)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-10), found.x, expected
+    )
+
+
+def test_few_steps_are_near_where_the_function_is_smooth():
+    values, q = jnp.linalg.eigh(MATRIX)
+    expected = operator((q * spread(values)[None]) @ q.T)(B)
+    errors = []
+    for steps in (2, 4, 8):
+        found = solvers.krylov(operator(MATRIX), spread, B, steps)
+        off = solvers.add(found.x, -jnp.ones(Q), expected)
+        errors.append(float(jnp.sqrt(solvers.dot(off, off)).max()))
+    # Each step multiplies the error by much less than one: geometric, not slower.
+    assert errors[0] > 4 * errors[1] > 64 * errors[2]
+
+
+def test_a_space_that_is_exhausted_stays_as_it_is():
+    # Two distinct eigenvalues: after two steps there is nothing left to add.
+    matrix = jnp.diag(jnp.repeat(jnp.array([1.0, 3.0]), N // 2))
+    expected = operator(jnp.diag(spread(jnp.diag(matrix))))(B)
+    found = solvers.krylov(operator(matrix), spread, B, 6)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-10), found.x, expected
+    )
+    np.testing.assert_allclose(found.last_Q, 0, atol=1e-10)
