@@ -1,12 +1,13 @@
-"""The judged tasks as PyTorch writes them: same weights, same losses.
+"""The judged tasks as PyTorch and kronfluence have them: same weights and losses.
 
 Modules are named as layers are there, so that one pattern chooses both.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments.peers import needed
@@ -14,9 +15,11 @@ from influence.model.config import Config
 from influence.model.supervised import Regression
 from influence.model.task import LanguageModel, Task
 from influence.model.transformer import Apply
+from influence.truth.methods import Subject
 from influence.types import Inputs, Params, named_leaves
 
 torch = needed("torch", "peers")
+kronfluence = needed("kronfluence.task", "peers")
 F = torch.nn.functional
 distributions = torch.distributions
 
@@ -65,6 +68,12 @@ def points(task: Task, inputs: Inputs) -> tuple[Any, Any]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
+def asked(subject: Subject) -> Inputs:
+    """Returns the examples whose log-probability is measured, as inputs."""
+    each = [x.inputs for x in subject.measurements.values()]
+    return jax.tree.map(lambda *x: np.concatenate(x), *each)
+
+
 def difference(task: Task, params: Params, inputs: Inputs) -> float:
     """Returns how far the outputs of both models differ at most.
 
@@ -95,6 +104,28 @@ def linear(model: Any, layers: str | tuple[str, ...]) -> list[str]:
         for name, x in model.named_modules()
         if isinstance(x, torch.nn.Linear) and any(fnmatch(name, y) for y in patterns)
     ]
+
+
+class Judged(kronfluence.Task):
+    """A judged task, for kronfluence."""
+
+    def __init__(self, distribution: Any, names: Sequence[str]):
+        super().__init__()
+        self.distribution, self.names = distribution, list(names)
+
+    def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> Any:
+        """Returns the summed loss of a batch, its labels sampled or its own."""
+        x, labels = batch
+        found = self.distribution(model(x))
+        return -found.log_prob(found.sample() if sample else labels).sum()
+
+    def compute_measurement(self, batch: Any, model: Any) -> Any:
+        """Returns the same: an example's loss is what is asked about."""
+        return self.compute_train_loss(batch, model)
+
+    def get_influence_tracked_modules(self) -> list[str]:
+        """Returns the layers that are read."""
+        return self.names
 
 
 class Perceptron(torch.nn.Module):
