@@ -15,7 +15,7 @@ Compared with this package's own EK-FAC, by what labels the Fisher is fitted wit
 and, of tiny models, for which it takes no minutes:
 
 * *data*: those in the data. Nothing is drawn; the two should differ by rounding alone.
-* *redrawn*: the same, this package against itself: what a draw is worth.
+* *redrawn*: one draw, this package against itself: how much the draw matters.
 * *16 draws*: each with so many; kronfluence is given the data as often.
 """
 
