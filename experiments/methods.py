@@ -14,8 +14,9 @@ that takes long is kept in `--work` and not done again.
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,10 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from experiments.memory import forget_peak, peak
+from experiments import kept
+from experiments.kept import KRONFLUENCE, Scored
 from experiments.results import FOLDER, figure, plain, write
-from experiments.tasks import QUERIES, TASKS, Setting
-from influence.attribution.measurements import likelihoods
+from experiments.tasks import TASKS, Setting, subject_of, trained
 from influence.attribution.metagradients import metagradients
 from influence.fold import Run
 from influence.linalg.damping import Relative
@@ -61,6 +62,8 @@ class Options:
       subsets: how many subsets a bank leaves out.
       drop: which share of the sequences a subset is.
       seed: of the split of the data and of the model.
+      peers: whether kronfluence is run first (`methods_kronfluence.py`); its scores are
+        a row wherever they are kept.
     """
 
     task: Literal["digits", "diabetes", "concrete", "language"]
@@ -69,6 +72,7 @@ class Options:
     subsets: int = 100
     drop: float = 0.01
     seed: int = 0
+    peers: bool = False
 
 
 class Bank(NamedTuple):
@@ -99,21 +103,15 @@ class Row(NamedTuple):
     megabytes: float
 
 
-class Scored(NamedTuple):
-    """A method's scores, and what they cost."""
-
-    scores: xr.DataArray
-    seconds: float
-    megabytes: float
-
-
 def main(options: Options) -> None:
     """Makes the table."""
     console = Console()
     setting = TASKS[options.task](options.path, options.seed)
-    work = options.work or Path("runs") / f"methods_{options.task}"
+    work = options.work or kept.folder(options.task)
+    if options.peers:
+        _start_peers(options, work)
     driver = Driver(console)
-    params = _trained(setting, options.seed)
+    params = trained(setting, options.seed)
     smooth = metasmoothness(setting.training, options.seed)
     console.print(f"metasmoothness {smooth:.3f}")
     development, test = (
@@ -121,17 +119,10 @@ def main(options: Options) -> None:
         for name in ("development", "test")
     )
     tried, chosen = _choose(development, work, console, tiny=setting.tiny)
-    table = {**METHODS, **_own(setting), **chosen}
+    table = {**METHODS, **_own(setting), **_peers(test.subject, work), **chosen}
     rows = _table(test, table, development, work, warm=setting.tiny)
     console.print(_shown(rows))
     _write(options, setting, params, smooth, test, rows, tried)
-
-
-def _trained(setting: Setting, seed: int) -> Params:
-    """Returns the model: the baseline of the program that retrains."""
-    ones = np.ones((setting.at_once, len(setting.training.examples)))
-    many = setting.training.many(ones, [seed] * setting.at_once, setting.at_once)
-    return jax.tree.map(lambda x: x[0], many)
 
 
 def _bank(
@@ -143,13 +134,8 @@ def _bank(
     name: str,
 ) -> Bank:
     """Returns a bank, retraining what was not retrained yet."""
-    half, draw = QUERIES // 2, 1 + (name == "test")
-    places = range(half) if name == "development" else range(half, QUERIES)
-    asked = likelihoods(setting.training.task, setting.asked.take(places))
-    words = None
-    if setting.tokens is not None:
-        tokens, others = setting.tokens
-        words = tokens, dict(zip(asked, (others[i] for i in places), strict=True))
+    subject = subject_of(setting, options.seed, params, name)
+    asked, draw = subject.measurements, 1 + (name == "test")
     protocols = [same_seed(options.subsets, options.drop, seed=options.seed, draw=draw)]
     if setting.resampled and name == "test":
         protocols.append(resampled(options.subsets, draw=draw))
@@ -164,18 +150,7 @@ def _bank(
             )
             formats.write_scores(found)(path)
         truth[protocol.name] = formats.read_scores(path)
-    return Bank(
-        Subject(
-            setting.training,
-            options.seed,
-            params,
-            asked,
-            words,
-            setting.layers,
-            setting.batch,
-        ),
-        truth,
-    )
+    return Bank(subject, truth)
 
 
 def _saving(driver: Driver, folder: Path, key: str) -> Run:
@@ -246,7 +221,7 @@ def _choose(
     for kind in CANDIDATES if tiny else FEW:
         settings, found = CANDIDATES[kind], {}
         for name, score in settings.items():
-            scored = _scored(subject, f"{kind}, {name}", score, work)
+            scored = kept.scored(subject, f"{kind}, {name}", score, work)
             found[name] = lds(scored.scores, truth)
             tried.append({"kind": kind, "setting": name, **_numbers(found[name])})
             console.print(f"{kind}, {name}: {found[name].interval}")
@@ -258,6 +233,25 @@ def _choose(
 def _own(setting: Setting) -> dict[str, Method]:
     """Returns the methods that are only for this task."""
     return {"exact": Method(WEIGHTS, methods.exact)} if setting.tiny else {}
+
+
+def _start_peers(options: Options, work: Path) -> None:
+    """Has kronfluence score the same model, in a process with PyTorch."""
+    words = ["--task", options.task, "--work", str(work), "--seed", str(options.seed)]
+    words += [] if options.path is None else ["--path", str(options.path)]
+    command = [sys.executable, "-m", "experiments.methods_kronfluence", *words]
+    subprocess.run(command, check=True)
+
+
+def _peers(subject: Subject, work: Path) -> dict[str, Method]:
+    """Returns kronfluence's EK-FAC, if it was run: its scores are read, not made."""
+    if not kept.place(subject, KRONFLUENCE, work).exists():
+        return {}
+    return {
+        KRONFLUENCE: Method(
+            WEIGHTS, lambda subject: kept.read(subject, KRONFLUENCE, work).scores
+        )
+    }
 
 
 def _reweighted(development: Bank) -> methods.Score:
@@ -291,7 +285,7 @@ def _table(
     table = {**table, "ekfac, reweighted": Method(RARE, _reweighted(development))}
     table = {name: x for name, x in table.items() if not x.text or bank.subject.words}
     scored = {
-        name: _scored(bank.subject, name, x.score, work, warm=warm)
+        name: kept.scored(bank.subject, name, x.score, work, warm=warm)
         for name, x in table.items()
     }
     rows = []
@@ -324,50 +318,6 @@ def _row(
 
 def _numbers(found: LDS) -> dict[str, float]:
     return dict(zip(("lds", "low", "high"), found.interval, strict=True))
-
-
-def _scored(
-    subject: Subject,
-    name: str,
-    score: Callable[[Subject], xr.DataArray],
-    work: Path,
-    *,
-    warm: bool = False,
-) -> Scored:
-    """Returns a method's scores and what they cost, as they were kept if they were.
-
-    Args:
-      subject: what is asked about.
-      name: of the method.
-      score: the method.
-      work: where scores are kept.
-      warm: whether to do it twice and time the second time, when everything is
-        compiled: where compiling takes longer than what is timed.
-    """
-    words = "\n".join([name, *subject.measurements])
-    path = work / "scores" / f"{hashlib.sha256(words.encode()).hexdigest()[:12]}.zarr"
-    if not path.exists():
-        for _ in range(1 + warm):
-            forget_peak()
-            begun = time.monotonic()
-            found = _converged(score, subject)
-        cost = {"seconds": time.monotonic() - begun, "megabytes": peak()}
-        found = found.drop_vars([x for x in found.coords if x not in found.dims])
-        kept = found.rename("score").assign_attrs(found.attrs | cost | {"name": name})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        formats.write_scores(xr.Dataset({"score": kept}))(path)
-    kept = formats.read_scores(path).score.load()
-    return Scored(kept, kept.attrs["seconds"], kept.attrs["megabytes"])
-
-
-def _converged(score: methods.Score, subject: Subject) -> xr.DataArray:
-    """Returns scores; such as rank nothing of a method that diverges."""
-    try:
-        return score(subject)
-    except ValueError as error:
-        if "diverged" not in str(error):
-            raise
-        return 0 * methods.chance(subject)
 
 
 def _shown(rows: list[Row]) -> Table:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from influence.attribution.measurements import likelihoods
 from influence.model.config import Config
 from influence.model.examples import Examples, sequences
 from influence.model.supervised import Classification, Regression, labelled
@@ -24,6 +25,8 @@ from influence.model.train import SGD, AdamW, Recipe, Training
 from influence.model.transformer import Apply, Decoder
 from influence.runtime.data import Text, read_modules, train_tokenizer
 from influence.runtime.demo import MODULES
+from influence.truth.methods import Subject
+from influence.types import Params
 
 QUERIES = 60
 """How many measurements a task has."""
@@ -157,6 +160,27 @@ TASKS: dict[str, Callable[[Path | None, int], Setting]] = {
     "concrete": concrete,
     "language": language,
 }
+
+
+def trained(setting: Setting, seed: int) -> Params:
+    """Returns the model: the baseline of the program that retrains."""
+    ones = np.ones((setting.at_once, len(setting.training.examples)))
+    many = setting.training.many(ones, [seed] * setting.at_once, setting.at_once)
+    return jax.tree.map(lambda x: x[0], many)
+
+
+def subject_of(setting: Setting, seed: int, params: Params, bank: str) -> Subject:
+    """Returns what methods are asked about in the development or the test bank."""
+    half = QUERIES // 2
+    places = range(half) if bank == "development" else range(half, QUERIES)
+    asked = likelihoods(setting.training.task, setting.asked.take(places))
+    words = None
+    if setting.tokens is not None:
+        tokens, others = setting.tokens
+        words = tokens, dict(zip(asked, (others[i] for i in places), strict=True))
+    return Subject(
+        setting.training, seed, params, asked, words, setting.layers, setting.batch
+    )
 
 
 def _supervised(
