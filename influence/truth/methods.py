@@ -39,6 +39,7 @@ from influence.curvature.solvers import (
 from influence.curvature.unrolled import Unrolled, adam_scale
 from influence.fold import Run, run
 from influence.linalg.damping import Absolute, Damping, Relative
+from influence.model.task import Labels, Sampled
 from influence.model.trace import trace
 from influence.model.train import Training
 from influence.types import Batches, Params
@@ -55,6 +56,10 @@ EVERYTHING = ("*", "embedding:*", "scale:*", "shift:*")
 
 PRODUCTS = 5120
 """What 20 steps of conjugate gradients on 256 sequences take, for a measurement."""
+
+
+STEPS = 20
+"""More products than this change little."""
 
 
 class Subject(NamedTuple):
@@ -93,7 +98,10 @@ class Subject(NamedTuple):
         return self.training.examples.take(np.sort(chosen)).batches(self.batch)
 
     def fitted(
-        self, params: Params | None = None, factors: Factors = PerToken()
+        self,
+        params: Params | None = None,
+        factors: Factors = PerToken(),
+        labels: Labels = Sampled(),
     ) -> Curvature:
         """Returns EK-FAC at the final or at other parameters."""
         return fit(
@@ -102,6 +110,7 @@ class Subject(NamedTuple):
             self.batches,
             layers=self.layers,
             factors=factors,
+            labels=labels,
             run=self.run,
         )
 
@@ -138,10 +147,15 @@ class Method:
 
 
 def ekfac(
-    subject: Subject, *, factors: Factors = PerToken(), damping: Damping = Relative()
+    subject: Subject,
+    *,
+    factors: Factors = PerToken(),
+    damping: Damping = Relative(),
+    labels: Labels = Sampled(),
 ) -> xr.DataArray:
     """Returns the scores of EK-FAC, solved in its eigenbasis."""
-    return subject.scores(subject.fitted(factors=factors), Eigenbasis(damping))
+    fitted = subject.fitted(factors=factors, labels=labels)
+    return subject.scores(fitted, Eigenbasis(damping))
 
 
 def gradients(subject: Subject) -> xr.DataArray:
@@ -223,7 +237,7 @@ def unrolled(
         subject.sample(min(n, products)),
         share * training.distance(0, recipe.steps),
         scale,
-        max(1, products // n),
+        min(STEPS, max(1, products // n)),
     )
     return subject.scores(_none(subject, subject.params), solver)
 
@@ -376,6 +390,7 @@ METHODS: dict[str, Method] = {
     "lissa": Method(WEIGHTS, lissa),
     "ekfac": Method(WEIGHTS, ekfac),
     "ekfac, Shampoo's basis": Method(WEIGHTS, partial(ekfac, factors=PerSequence())),
+    "ekfac, 16 draws": Method(WEIGHTS, partial(ekfac, labels=Sampled(draws=16))),
     "ekfac, 5 models": Method(TRAININGS, averaged(ekfac)),
     "kfac": Method(WEIGHTS, of_kfac),
     "diagonal": Method(WEIGHTS, of_diagonal),
