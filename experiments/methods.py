@@ -59,6 +59,7 @@ class Options:
       task: what is trained.
       path: the data, where it comes with no library.
       work: where what takes long is kept; `runs/methods_TASK` by default.
+      methods: the table's rows, if not all.
       subsets: how many subsets a bank leaves out.
       drop: which share of the sequences a subset is.
       seed: of the split of the data and of the model.
@@ -69,6 +70,7 @@ class Options:
     task: Literal["digits", "diabetes", "concrete", "language"]
     path: Path | None = None
     work: Path | None = None
+    methods: tuple[str, ...] = ()
     subsets: int = 100
     drop: float = 0.01
     seed: int = 0
@@ -120,7 +122,14 @@ def main(options: Options) -> None:
     )
     tried, chosen = _choose(development, work, console, tiny=setting.tiny)
     table = {**METHODS, **_own(setting), **_peers(test.subject, work), **chosen}
-    rows = _table(test, table, development, work, warm=setting.tiny)
+    table["ekfac, reweighted"] = Method(RARE, _reweighted(development))
+    table = {
+        name: x
+        for name, x in table.items()
+        if (test.subject.words or not x.text)
+        and (name in options.methods or not options.methods)
+    }
+    rows = _table(test, table, work, warm=setting.tiny)
     console.print(_shown(rows))
     _write(options, setting, params, smooth, test, rows, tried)
 
@@ -276,14 +285,11 @@ def _reweighted(development: Bank) -> methods.Score:
 def _table(
     bank: Bank,
     table: Mapping[str, Method],
-    development: Bank,
     work: Path,
     *,
     warm: bool,
 ) -> list[Row]:
     """Returns the table's rows, the best first within each protocol."""
-    table = {**table, "ekfac, reweighted": Method(RARE, _reweighted(development))}
-    table = {name: x for name, x in table.items() if not x.text or bank.subject.words}
     scored = {
         name: kept.scored(bank.subject, name, x.score, work, warm=warm)
         for name, x in table.items()

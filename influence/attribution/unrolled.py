@@ -149,7 +149,7 @@ def tracin(
       ...
       >>> last = [Segment(params, distance=0.5)]
       >>> tracin(task, last, measurements, batches, none).idxmax("train").item()
-      'down later'
+      'up'
     """
     if not segments:
         raise ValueError("There are no segments: training has one at least.")
@@ -188,7 +188,7 @@ def segments(
       >>> from influence.attribution.unrolled import segments
       >>> training = train.Training(task, recipe, examples, lambda seed: start)
       >>> [round(x.distance, 2) for x in segments(training, 0, count=2)]
-      [0.25, 0.07]
+      [20.83, 3.96]
     """
     recipe = training.recipe
     marks = np.linspace(0, recipe.steps, count * each + 1).round().astype(int)

@@ -127,9 +127,9 @@ class Travelled:
     Example:
       >>> from influence.linalg.damping import Travelled
       >>> lam_OxI = jnp.array([[3.0, 1.0], [0.0, 0.0]])
-      >>> print(jnp.round(Travelled(2.0)(lam_OxI), 3))
-      [[0.333 0.865]
-       [2.    2.   ]]
+      >>> print(jnp.round(Travelled(2.0)(lam_OxI), 1))
+      [[0.3 0.9]
+       [2.  2. ]]
     """
 
     distance: float
@@ -159,9 +159,9 @@ class Remaining:
     Example:
       >>> from influence.linalg.damping import Remaining
       >>> lam_OxI = jnp.array([[3.0, 1.0], [0.0, 0.0]])
-      >>> print(jnp.round(Remaining(2.0)(lam_OxI), 3))
-      [[0.002 0.135]
-       [1.    1.   ]]
+      >>> print(jnp.round(Remaining(2.0)(lam_OxI), 1))
+      [[0.  0.1]
+       [1.  1. ]]
     """
 
     distance: float

@@ -48,7 +48,7 @@ def hits(scores: xr.DataArray, wanted_N: np.ndarray, k: int) -> xr.DataArray:
       >>> from influence.truth.detection import hits
       >>> has_one = np.array([1 in sequence for sequence in tokens])
       >>> hits(scores.total, has_one, k=3).item()
-      2
+      3
     """
     if not 1 <= k <= len(wanted_N):
         raise ValueError(

@@ -36,8 +36,8 @@ class Protocol:
 
     Example:
       >>> from influence.truth.retraining import same_seed
-      >>> same_seed(subsets=3, drop=0.2).weights(10).sum(1)
-      array([8., 8., 8.])
+      >>> print(same_seed(subsets=3, drop=0.2).weights(10).sum(1))
+      [8. 8. 8.]
     """
 
     name: str
