@@ -140,7 +140,7 @@ def language(path: Path | None, seed: int) -> Setting:
     )
 
 
-SMOOTH = AdamW(clip=float("inf"), root=1e-8)
+SMOOTH = AdamW(clip=None, root=1e-8)
 READING = Recipe(600, 64, 1e-2, SMOOTH)
 TUNING = Recipe(64, 64, 3e-3, SMOOTH, warmup=0.25)
 

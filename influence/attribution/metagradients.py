@@ -60,7 +60,7 @@ def metagradients(
       run: carries out the two passes.
 
     Raises:
-      ValueError: if training does not end in finite numbers.
+      ValueError: if training does not end in finite numbers, or its derivative is none.
 
     Example:
       >>> from influence.attribution.metagradients import metagradients
@@ -74,6 +74,7 @@ def metagradients(
     counts = training.task.counts(training.data)
     ones = jnp.ones(counts.shape) if by_token and counts.ndim > 1 else training.ones
     found = run(backward(training, trail, measurements, ones, at_once), trail.stretches)
+    _check(found, list(measurements))
     dims = {"query": list(measurements), "train": list(training.examples.ids)}
     if found.ndim > len(dims):
         dims["token"] = range(found.shape[2])
@@ -173,6 +174,20 @@ def _finite(trail: Trail) -> Trail:
             "learning rate."
         )
     return trail
+
+
+def _check(found: np.ndarray, names: Sequence[str]) -> None:
+    bad = [name for name, x in zip(names, found, strict=True) if not _is_finite(x)]
+    if bad:
+        raise ValueError(
+            f"The derivative of training is not finite for {len(bad)} measurements, "
+            f"{bad[0]!r} the first. An update has no derivative where a second moment "
+            "is zero: give the optimizer a `root`."
+        )
+
+
+def _is_finite(x: np.ndarray) -> bool:
+    return bool(np.isfinite(x).all())
 
 
 def _smooth(state: State) -> list[Array]:

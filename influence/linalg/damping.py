@@ -127,9 +127,8 @@ class Travelled:
     Example:
       >>> from influence.linalg.damping import Travelled
       >>> lam_OxI = jnp.array([[3.0, 1.0], [0.0, 0.0]])
-      >>> print(jnp.round(Travelled(2.0)(lam_OxI), 1))
-      [[0.3 0.9]
-       [2.  2. ]]
+      >>> [f"{x:.3f}" for x in Travelled(2.0)(lam_OxI).ravel()]
+      ['0.333', '0.865', '2.000', '2.000']
     """
 
     distance: float
@@ -159,9 +158,8 @@ class Remaining:
     Example:
       >>> from influence.linalg.damping import Remaining
       >>> lam_OxI = jnp.array([[3.0, 1.0], [0.0, 0.0]])
-      >>> print(jnp.round(Remaining(2.0)(lam_OxI), 1))
-      [[0.  0.1]
-       [1.  1. ]]
+      >>> [f"{x:.3f}" for x in Remaining(2.0)(lam_OxI).ravel()]
+      ['0.002', '0.135', '1.000', '1.000']
     """
 
     distance: float

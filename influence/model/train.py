@@ -47,20 +47,21 @@ class AdamW(Optimizer):
 
     Attributes:
       decay: of the weights.
-      clip: the largest norm of a gradient.
+      clip: the largest norm of a gradient, or None. Where gradients are clipped,
+        training is less smooth.
       root: added under the root of the second moment. Weights whose gradients are all
         but zero otherwise jump when one comes, and what training ends in is no smooth
         function of the data: metagradients need `root > 0`.
       b2: how slowly the second moment forgets.
 
     Example:
-      >>> smooth = train.Recipe(100, 5, 0.03, train.AdamW(clip=10.0, root=1e-8))
+      >>> smooth = train.Recipe(100, 5, 0.03, train.AdamW(clip=None, root=1e-8))
       >>> smooth.optimizer.root
       1e-08
     """
 
     decay: float = 0.01
-    clip: float = 1.0
+    clip: float | None = 1.0
     root: float = 0.0
     b2: float = 0.99
 
@@ -76,10 +77,12 @@ class AdamW(Optimizer):
 
     def __call__(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """Returns the optimizer for a schedule of learning rates."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip),
-            optax.adamw(rate, b2=self.b2, eps_root=self.root, weight_decay=self.decay),
+        adamw = optax.adamw(
+            rate, b2=self.b2, eps_root=self.root, weight_decay=self.decay
         )
+        if self.clip is None:
+            return adamw
+        return optax.chain(optax.clip_by_global_norm(self.clip), adamw)
 
 
 @dataclass(frozen=True)

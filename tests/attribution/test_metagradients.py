@@ -80,6 +80,18 @@ def test_labels_have_shares_that_add_up_and_are_finite_differences():
     np.testing.assert_allclose(tokens[:, 3, 1], found, atol=1e-8, rtol=1e-5)
 
 
+def test_an_update_without_a_derivative_is_an_error():
+    # Nothing moves the second moment of this parameter away from zero.
+    recipe = train.Recipe(20, 4, 0.02, train.AdamW(root=0.0, decay=0.0))
+
+    def begin(seed):
+        return {**start(seed), "unused": jnp.ones(2)}
+
+    training = train.Training(TASK, recipe, POINTS, begin)
+    with pytest.raises(ValueError, match="give the optimizer a `root`"):
+        metagradients(training, 0, ASKED)
+
+
 def test_training_that_diverges_is_an_error():
     task = Regression(lambda params, x: apply(params, x)[:, 0])
     recipe = train.Recipe(20, 4, 1e30, train.SGD())
