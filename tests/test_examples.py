@@ -96,6 +96,8 @@ PUBLIC = [
     "runtime.checkpoints.save",
     "runtime.checkpoints.save_adapter",
     "runtime.driver.Driver",
+    "runtime.evaluating.comparing.compare",
+    "runtime.evaluating.experiment.read_experiment",
     "runtime.evaluating.judging.judge",
     "runtime.evaluating.recipes.read_recipe",
     "runtime.evaluating.removing.remove",
