@@ -189,12 +189,16 @@ class Judging:
         bench, said = self.bench, self.protocol
         count = said.subsets * len(said.seeds)
         seconds = bench.job.noted("retraining").get("seconds", 0.0)
+        baseline = bench.baseline()
+        off = np.abs(np.subtract(baseline["own"], baseline["measured"]))
         return {
             "retrainings": f"{count}: {said.subsets} subsets, each with seeds "
             f"{', '.join(map(str, said.seeds))}",
             "left out": f"{said.drop:.2%} of {len(bench.training.examples):,} "
             "sequences",
             "recipe": f"{bench.trained.recipe}, from {bench.trained.start}",
+            "likeness": f"retrained with everything, answers are {np.median(off):.3g} "
+            "nats off (median) those of the run's model",
             "side by side": f"{self.options.at_once}",
             "time": f"about {clock(count * seconds)}, from those before",
         }

@@ -96,6 +96,7 @@ def test_truth_that_was_killed_goes_on_to_the_same_bits(tmp_path, after):
         folder.mkdir()
         runs.copied(folder)
     judged = judging(killed, own)
+    judged.bench.baseline()
     ends = replace(judged.bench, training=dying(judged.bench.training, after))
     with pytest.raises(Killed):
         replace(judged, bench=ends).truth()

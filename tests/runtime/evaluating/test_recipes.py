@@ -1,8 +1,12 @@
 """A recipe file says how a model was trained, and nothing else."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from influence.model.train import SGD, AdamW, Recipe
+from influence.runtime.evaluating.experiment import read_experiment
 from influence.runtime.evaluating.recipes import read_recipe
 from tests.runtime.evaluating.make import recipe
 
@@ -47,3 +51,15 @@ def test_a_file_that_is_none_is_named(tmp_path):
     (tmp_path / "bad.toml").write_text("steps =")
     with pytest.raises(ValueError, match=r"bad\.toml is no TOML"):
         read_recipe(tmp_path / "bad.toml")
+
+
+def test_the_files_in_the_documentation_can_be_read(tmp_path):
+    page = Path(__file__).parents[3] / "docs" / "truth.md"
+    recipe, experiment = (tmp_path / x for x in ("recipe.toml", "experiment.toml"))
+    (tmp_path / "corpus.jsonl").write_text("")
+    blocks = re.findall(r"```toml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    for path, block in zip((recipe, experiment), blocks, strict=True):
+        path.write_text(block)
+    told = read_recipe(recipe)
+    assert told.recipe == Recipe(300, 32, 5e-3, AdamW())  # the defaults it names
+    assert read_experiment(experiment).protocol.drop == 0.01
