@@ -11,6 +11,8 @@ from rich.markup import escape
 from influence.runtime.allocator import keep_memory
 from influence.runtime.demo import FAST, LARGE, SMALL
 from influence.runtime.demo import demo as run_demo
+from influence.runtime.evaluating import comparing, judging, removing
+from influence.runtime.evaluating.options import Lds, Methods, Removal
 from influence.runtime.run import asking, fitting, scanning, showing
 from influence.runtime.run.options import Fit, Query, Report, Scan, Show, Status
 
@@ -79,6 +81,25 @@ def status(options: Annotated[Status, tyro.conf.arg(name=""), Flat]) -> None:
     """Says what a run has finished, what is stale and why, and what is damaged."""
     if not showing.status(options, Console()):
         sys.exit(1)
+
+
+Judgement = (
+    Annotated[Lds, tyro.conf.subcommand("lds")]
+    | Annotated[Removal, tyro.conf.subcommand("removal")]
+    | Annotated[Methods, tyro.conf.subcommand("methods")]
+)
+"""What can be judged, each by its own options."""
+
+
+@app.command
+def evaluate(options: Annotated[Judgement, tyro.conf.arg(name=""), Flat]) -> None:
+    """Judges scores by training again: are they true?"""
+    if isinstance(options, Lds):
+        judging.judge(options, Console())
+    elif isinstance(options, Removal):
+        removing.remove(options, Console())
+    else:
+        comparing.compare(options, Console())
 
 
 @app.command

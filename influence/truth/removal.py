@@ -4,10 +4,10 @@ A score says how much a measurement rises per added copy of a sequence, so remov
 set of sequences should change it by minus the sum of their scores. Here the sequences
 are removed for real: weight zero, same start, same batches in the same order, same
 denominators. Beside them as many random ones of the others, and as many that share the
-query's words.
+query's words. For one query, more and more of them: a curve.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -16,6 +16,9 @@ import xarray as xr
 from scipy import stats
 
 from influence.attribution.measurements import Measurement, measure
+from influence.fold import Run, run
+from influence.model.train import Training
+from influence.truth.retraining import grouped, measuring
 from influence.types import Params
 
 Train = Callable[[str, np.ndarray], Params]
@@ -120,6 +123,96 @@ def check(
         random=without("without random sequences", chance),
         bm25=without("without BM25's sequences", words),
     )
+
+
+def curve(
+    training: Training,
+    seed: int,
+    measurement: Measurement,
+    scores: xr.DataArray,
+    lexical: xr.DataArray,
+    counts: Sequence[int],
+    *,
+    draw: int = 0,
+    at_once: int = 1,
+    run: Run = run,
+) -> xr.Dataset:
+    """Removes more and more of what one query's scores rank first, and measures.
+
+    And of random other sequences, and of what BM25 ranks first. Trains once with
+    everything, and three times for each count.
+
+    Args:
+      training: how the model came to be.
+      seed: of the training.
+      measurement: the query.
+      scores: `(train,)`, of the query, in its unit per added copy.
+      lexical: `(train,)`, the lexical baseline's.
+      counts: how many are removed, ascending.
+      draw: the seed random sequences are drawn by.
+      at_once: how many trainings side by side.
+      run: carries out the pass over all retrainings.
+
+    Returns:
+      `predicted`, minus the sum of scores, and `measured`, `(ranking, count)`: changes
+      of the measurement; with the names of what is `removed`, `(ranking, rank)`.
+
+    Raises:
+      ValueError: if fewer sequences would be left than are removed.
+
+    Example:
+      >>> from influence.truth.removal import curve
+      >>> training = train.Training(task, recipe, examples, lambda seed: start)
+      >>> ((name, asked),) = measurements.items()
+      >>> words = influence.bm25({name: [1, 2, 3]}, tokens, ids)
+      >>> own, other = scores.total.sel(query=name), words.sel(query=name)
+      >>> found = curve(training, 0, asked, own, other, [1, 2])
+      >>> found.removed.sel(ranking="top").values.tolist()[0]
+      'up'
+      >>> float(found.measured.sel(ranking="top", count=1)) < 0
+      True
+    """
+    orders = _orders(scores.values, lexical.values, counts[-1], draw)
+    sets = [(), *(x[:count] for x in orders.values() for count in counts)]
+    weights_MxN = np.ones((len(sets), len(scores)), np.float32)
+    for row, places in zip(weights_MxN, sets, strict=True):
+        row[np.asarray(places, int)] = 0
+    groups = list(grouped(weights_MxN, (seed,) * len(sets), at_once))
+    asked = {"query": measurement}
+    before, *after = run(measuring(training, asked, len(sets), at_once), groups)[:, 0]
+    order_RxK = np.stack([*orders.values()])
+    totals_RxK = np.cumsum(scores.values[order_RxK], axis=1)
+    shape = (len(orders), len(counts))
+    return xr.Dataset(
+        {
+            "predicted": (("ranking", "count"), -totals_RxK[:, np.array(counts) - 1]),
+            "measured": (("ranking", "count"), np.reshape(after, shape) - before),
+        },
+        coords={
+            "ranking": list(orders),
+            "count": list(counts),
+            "removed": (("ranking", "rank"), scores["train"].values[order_RxK]),
+        },
+    )
+
+
+def _orders(
+    scores_N: np.ndarray, lexical_N: np.ndarray, most: int, draw: int
+) -> dict[str, np.ndarray]:
+    """Returns the places that are removed, in their order, by ranking."""
+    n = len(scores_N)
+    if 2 * most > n:
+        raise ValueError(
+            f"{most} of {n} sequences can't be removed and compared with as many "
+            f"others. Remove {n // 2} at most."
+        )
+    top = np.argsort(-scores_N, kind="stable")[:most]
+    others = np.setdiff1d(np.arange(n), top)
+    return {
+        "top": top,
+        "random": np.random.default_rng(draw).choice(others, most, replace=False),
+        "bm25": np.argsort(-lexical_N, kind="stable")[:most],
+    }
 
 
 def by_rank(scores: xr.DataArray) -> Iterator[int]:

@@ -7,7 +7,7 @@ told from none. *Resampled*, half of the sequences are left out and several seed
 averaged: what the data does to any model trained so, not to this one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -110,10 +110,16 @@ class Groups:
         """Walks the groups."""
         seeds = self.protocol.seeds
         weights = np.repeat(self.protocol.weights(self.sequences), len(seeds), axis=0)
-        every = seeds * self.protocol.subsets
-        for at in range(0, len(weights), self.size):
-            part = slice(at, at + self.size)
-            yield Group(weights[part], every[part])
+        yield from grouped(weights, seeds * self.protocol.subsets, self.size)
+
+
+def grouped(
+    weights_MxN: np.ndarray, seeds_M: Sequence[int], size: int
+) -> Iterator[Group]:
+    """Yields retrainings in groups of a size."""
+    for at in range(0, len(weights_MxN), size):
+        part = slice(at, at + size)
+        yield Group(weights_MxN[part], tuple(seeds_M[part]))
 
 
 def retrain(
@@ -156,12 +162,23 @@ def fold(
     measurements: Mapping[str, Measurement],
     at_once: int,
 ) -> Fold:
-    """Returns the pass over `Groups` that retrains and measures, `[retrainings, Q]`.
+    """Returns the pass over `Groups` that retrains and measures, `[retrainings, Q]`."""
+    retrainings = protocol.subsets * len(protocol.seeds)
+    return measuring(training, measurements, retrainings, at_once)
+
+
+def measuring(
+    training: Training,
+    measurements: Mapping[str, Measurement],
+    retrainings: int,
+    at_once: int,
+) -> Fold:
+    """Returns the pass over groups of retrainings that measures, `[retrainings, Q]`.
 
     What is not measured yet is not a number: the state has one shape all along.
     """
     values = jax.jit(jax.vmap(together(measurements.values())))
-    shape = (protocol.subsets * len(protocol.seeds), len(measurements))
+    shape = (retrainings, len(measurements))
 
     def update(state: tuple[np.ndarray, int], group: Group) -> tuple[np.ndarray, int]:
         found, done = state

@@ -7,10 +7,11 @@ import pytest
 import xarray as xr
 
 import influence
+from influence.attribution.measurements import measure
 from influence.fold import run
 from influence.model import train
 from influence.model.task import LanguageModel
-from influence.truth.removal import by_rank, check
+from influence.truth.removal import by_rank, check, curve
 
 TASK = LanguageModel(lambda params, tokens: params[tokens])
 TABLE = jax.random.normal(jax.random.key(0), (11, 11), jnp.float32)
@@ -101,3 +102,39 @@ def test_a_check_removes_what_it_says_and_compares():
     assert found.deviations == pytest.approx(
         -np.median(found.top.changes) / np.std(found.random.changes, ddof=1)
     )
+
+
+def test_a_curve_is_what_training_without_the_first_of_a_ranking_changes():
+    examples = influence.sequences(TEXTS)
+    training = train.Training(TASK, RECIPE, examples, lambda seed: TABLE)
+    (asked,) = influence.completions(TASK, {"a": ([1], [2])}).values()
+    rng = np.random.default_rng(0)
+    scores, words = (
+        xr.DataArray(rng.normal(size=6), coords={"train": list(examples.ids)})
+        for _ in range(2)
+    )
+    found = curve(training, 0, asked, scores, words, [1, 3], at_once=2)
+    assert set(found.removed.sel(ranking="top").values).isdisjoint(
+        found.removed.sel(ranking="random").values
+    )
+    for ranking, by in (("top", scores), ("bm25", words)):
+        order = by.sortby(by, ascending=False)["train"].values[:3].tolist()
+        assert found.removed.sel(ranking=ranking).values.tolist() == order
+    before = measure(asked, training(np.ones(6), 0))
+    for ranking in found["ranking"].values:
+        for count in (1, 3):
+            gone = found.removed.sel(ranking=ranking).values[:count]
+            at = found.sel(ranking=ranking, count=count)
+            assert float(at.predicted) == pytest.approx(
+                -float(scores.sel(train=gone).sum())
+            )
+            weights = ~np.isin(examples.ids, gone)
+            after = measure(asked, training(weights, 0))
+            assert float(at.measured) == pytest.approx(after - before, abs=1e-6)
+
+
+def test_a_curve_leaves_as_many_as_it_removes():
+    scores = xr.DataArray(np.zeros(6), coords={"train": list("abcdef")})
+    training = train.Training(TASK, RECIPE, influence.sequences(TEXTS), lambda _: TABLE)
+    with pytest.raises(ValueError, match="4 of 6 .* Remove 3 at most"):
+        curve(training, 0, lambda _: jnp.zeros(()), scores, scores, [1, 4])

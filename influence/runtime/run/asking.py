@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,6 +102,25 @@ def asked(job: Job) -> list[Question]:
     return [Question(**x) for x in json.loads(said)]
 
 
+def chosen(known: Sequence[Question], word: str | None) -> list[Question]:
+    """Returns one question by number or name, or all.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if word is None:
+        return list(known)
+    named = [x for x in known if x.name == word]
+    if not named and word.isdecimal() and 0 < int(word) <= len(known):
+        named = [known[int(word) - 1]]
+    if not named:
+        raise ValueError(
+            f"There is no question {word!r}. They are: "
+            f"{', '.join(f'{i} {x.name!r}' for i, x in enumerate(known, 1))}."
+        )
+    return named
+
+
 def questions(options: Query) -> list[Question]:
     """Returns what is asked, from the command line and from a file.
 
@@ -197,7 +216,7 @@ class _Asking:
         if self.job.ledger.finished(stage, self.job.folder / file):
             return
         curvature = curvature_of(self.job, self.files)
-        measured = self._measurements(asked)
+        measured = measurements(self.model, asked)
         self.job.show(f"query {self.role}", self._plan(len(asked), curvature))
         rank = self.options.rank
         with self.job.driver.stage(stage.name):
@@ -282,18 +301,20 @@ class _Asking:
             self.model.task, batches, damped, steps=self.options.steps
         )
 
-    def _measurements(self, asked: list[Question]) -> dict[str, Measurement]:
-        whole = {x.name: question_tokens(self.model, x, x.completion) for x in asked}
-        others = {
-            x.name: question_tokens(self.model, x, x.instead)
-            for x in asked
-            if x.instead
-        }
-        found: dict[str, Measurement] = dict(completions(self.model.task, whole))
-        if others:
-            other = completions(self.model.task, others)
-            found |= {name: contrast(found[name], x) for name, x in other.items()}
-        return found
+
+def measurements(model: Model, asked: list[Question]) -> dict[str, Measurement]:
+    """Returns what was asked as functions of parameters, by name.
+
+    Raises:
+      ValueError: if a question is not in the model's tokens.
+    """
+    whole = {x.name: question_tokens(model, x, x.completion) for x in asked}
+    others = {x.name: question_tokens(model, x, x.instead) for x in asked if x.instead}
+    found: dict[str, Measurement] = dict(completions(model.task, whole))
+    if others:
+        other = completions(model.task, others)
+        found |= {name: contrast(found[name], x) for name, x in other.items()}
+    return found
 
 
 def question_tokens(

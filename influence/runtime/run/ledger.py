@@ -26,6 +26,9 @@ FORMAT = 1
 
 LOCK = ".lock"
 
+RUN, METHODS = "run", "methods"
+"""What a folder with stages may be: a run, or a table of methods."""
+
 
 class Stage(NamedTuple):
     """Something a run makes.
@@ -124,8 +127,8 @@ class Ledger:
         self.run.note(stages={**self.stages, stage.name: entry})
 
 
-def begin(folder: Path) -> Ledger:
-    """Returns a run folder's ledger; an empty or missing folder becomes a run.
+def begin(folder: Path, job: str = RUN) -> Ledger:
+    """Returns a folder's ledger; an empty or missing folder becomes one of its job.
 
     Raises:
       FileExistsError: if there is something else in the folder.
@@ -135,13 +138,13 @@ def begin(folder: Path) -> Ledger:
     if not run.path(MANIFEST).is_file():
         Run.create(
             folder,
-            {"job": "run", "format": FORMAT, "influence": version("influence")},
+            {"job": job, "format": FORMAT, "influence": version("influence")},
         )
-    return opened(folder)
+    return opened(folder, job)
 
 
-def opened(folder: Path) -> Ledger:
-    """Returns the ledger of a run folder that was begun before.
+def opened(folder: Path, job: str = RUN) -> Ledger:
+    """Returns the ledger of a folder that was begun before.
 
     Raises:
       FileNotFoundError: if there is none.
@@ -154,7 +157,7 @@ def opened(folder: Path) -> Ledger:
             "begins one."
         )
     about = run.manifest
-    if about.get("job") != "run":
+    if about.get("job") != job:
         raise FileExistsError(
             f"{folder} holds the results of another job ({about.get('job')}). Name "
             "another folder for the run."
@@ -194,7 +197,8 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         run = Run(folder)
-        ours = run.path(MANIFEST).is_file() and run.manifest.get("job") == "run"
+        known = run.path(MANIFEST).is_file()
+        ours = known and run.manifest.get("job") in (RUN, METHODS)
         for torn in list(folder.rglob(TORN)) if ours else ():
             if torn.is_dir():
                 shutil.rmtree(torn)

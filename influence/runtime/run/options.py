@@ -193,6 +193,7 @@ class Status:
 
 
 LEAST = {
+    "at_once": 1,
     "batch": 1,
     "chunk": 1,
     "context": 2,
@@ -200,10 +201,12 @@ LEAST = {
     "longest": 1,
     "n_train": 1,
     "rank": 1,
+    "repeats": 1,
     "samples": 1,
     "save_every": 0,
     "solve_on": 1,
     "steps": 1,
+    "subsets": 2,
     "top": 1,
 }
 """The smallest values that options make sense with."""

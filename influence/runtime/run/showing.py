@@ -1,6 +1,6 @@
 """`influence show`, `report` and `status`: what a run has found, and how far it is."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from influence.runtime.report import page
 from influence.runtime.run.asking import (
     Question,
     asked,
+    chosen,
     queries_file,
     question_tokens,
 )
@@ -58,13 +59,13 @@ def show(
     results = found(job)
     total = results.total(difference=options.difference)
     known = asked(job)
-    chosen = _chosen(known, options.query)
-    total = total.isel(query=[known.index(x) for x in chosen])
+    wanted = chosen(known, options.query)
+    total = total.isel(query=[known.index(x) for x in wanted])
     highest = rankings(total, options.top)
     lowest = rankings(total, options.top, lowest=True)
     ids = {y.id for x in (*highest, *lowest) for y in x}
     texts = results.texts(sorted(ids))
-    for question, up, down in zip(chosen, highest, lowest, strict=True):
+    for question, up, down in zip(wanted, highest, lowest, strict=True):
         job.console.rule(escape(str(question)), align="left")
         for ranking, what in ((up, "raises it most"), (down, "lowers it most")):
             table = Table(title=f"{what} ({ranking.unit})", title_justify="left")
@@ -87,25 +88,6 @@ def _about(total: xr.DataArray) -> str:
 def _snippet(text: str) -> str:
     short = text if len(text) <= SNIPPET else text[:SNIPPET] + "…"
     return escape(" ".join(short.split()))
-
-
-def _chosen(known: Sequence[Question], word: str | None) -> list[Question]:
-    """Returns one question by number or name, or all.
-
-    Raises:
-      ValueError: if there is none.
-    """
-    if word is None:
-        return list(known)
-    named = [x for x in known if x.name == word]
-    if not named and word.isdecimal() and 0 < int(word) <= len(known):
-        named = [known[int(word) - 1]]
-    if not named:
-        raise ValueError(
-            f"There is no question {word!r}. They are: "
-            f"{', '.join(f'{i} {x.name!r}' for i, x in enumerate(known, 1))}."
-        )
-    return named
 
 
 def report(
@@ -288,10 +270,14 @@ def _now(
         return model | {"data": _or_why_not(partial(_fingerprint, job, corpus))}
     made = job.ledger.stages.get(f"corpus {corpus}", {})
     scores = job.ledger.stages.get(f"scores of {named(role, corpus)}", {})
+    queries = job.ledger.stages.get(f"queries of {role}", {"inputs": {}})
+    truth = job.ledger.stages.get(f"retrainings by {entry.get('protocol')}", {})
     return model | {
         "code": code(),
         "corpus": made.get("key", "none"),
         "scores": scores.get("checksum", "none"),
+        "questions": queries["inputs"].get("questions", "none"),
+        "retrainings": truth.get("key", "none"),
         **_made(job, role),
     }
 
@@ -333,7 +319,12 @@ def _upstream(job: Job, name: str, entry: Mapping[str, Any]) -> list[str]:
         return job.noted(f"curvature of {role}").get("stages", [])
     if kind == "scores":
         return [f"corpus {corpus}", f"queries of {role}"]
-    return [f"scores of {named(str(role), corpus)}"] if kind == "tokens" else []
+    if kind in ("baseline", "retrainings"):
+        return [f"corpus {corpus}"]
+    scores = f"scores of {named(str(role), corpus)}"
+    if kind == "LDS":
+        return [scores, "baseline", f"retrainings by {entry['protocol']}"]
+    return [scores] if kind in ("tokens", "removal") else []
 
 
 def _saved(job: Job, stage: str) -> str:
