@@ -75,7 +75,8 @@ def metagradients(
     ones = jnp.ones(counts.shape) if by_token and counts.ndim > 1 else training.ones
     found = run(backward(training, trail, measurements, ones, at_once), trail.stretches)
     _check(found, list(measurements))
-    dims = {"query": list(measurements), "train": list(training.examples.ids)}
+    names, ids = list(measurements), list(training.examples.ids)
+    dims: dict[str, Sequence[Any]] = {"query": names, "train": ids}
     if found.ndim > len(dims):
         dims["token"] = range(found.shape[2])
     about = {"solver": "metagradient", "seed": str(seed)}

@@ -14,6 +14,8 @@ an influence function whose damping is not chosen but follows from training.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +91,7 @@ def source(
     """
     if not segments:
         raise ValueError("There are no segments: training has one at least.")
-    total, left, values = None, None, ()
+    shares, left, values = [], None, ()
     for segment in reversed(segments):
         curvature = fitted(segment.params)
         if left is None:
@@ -103,12 +105,10 @@ def source(
             Eigenbasis(Travelled(segment.distance)),
             None,
         )
-        share = _total(task, segment, asked, batches, run)
-        total = share if total is None else total + share
+        shares.append(_total(task, segment, asked, batches, run))
         left = curvature.filtered(left, Remaining(segment.distance))
     return _told(
-        total,
-        share,
+        shares,
         solver=f"SOURCE, {len(segments)} segments",
         damping=", ".join(f"{x.distance:g}" for x in segments),
     )
@@ -153,7 +153,7 @@ def tracin(
     """
     if not segments:
         raise ValueError("There are no segments: training has one at least.")
-    total = None
+    shares = []
     for segment in segments:
         asked = query(
             none(segment.params),
@@ -162,9 +162,8 @@ def tracin(
             solver=Eigenbasis(Absolute(0.0)),
         )
         share = _total(task, segment, asked, batches, run)
-        part = segment.distance * share
-        total = part if total is None else total + part
-    return _told(total, share, solver=f"TracIn, {len(segments)} checkpoints")
+        shares.append((segment.distance * share).assign_attrs(share.attrs))
+    return _told(shares, solver=f"TracIn, {len(segments)} checkpoints")
 
 
 def segments(
@@ -231,7 +230,8 @@ def _total(
     return scan(task, segment.params, asked, batches, by_layer=False, run=run).total
 
 
-def _told(total: xr.DataArray, share: xr.DataArray, **about: str) -> xr.DataArray:
-    """Returns scores that are a sum of shares over segments, saying so."""
+def _told(shares: Sequence[xr.DataArray], **about: str) -> xr.DataArray:
+    """Returns the sum of segments' shares, saying what it is."""
+    total = reduce(add, shares)
     names = [x for x in total.coords if x not in total.dims]
-    return total.drop_vars(names).assign_attrs({**share.attrs, **about})
+    return total.drop_vars(names).assign_attrs({**shares[0].attrs, **about})

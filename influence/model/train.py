@@ -305,8 +305,8 @@ class Training:
         sequence has, for training's loss is a mean over labels. An adaptive optimizer
         does not see what the loss is divided by.
         """
-        rates = [float(self.recipe.schedule(i)) for i in range(start, stop)]
-        far = sum(rates) * self.recipe.optimizer.reach
+        rates = np.array([self.recipe.schedule(i) for i in range(start, stop)])
+        far = float(rates.sum()) * self.recipe.optimizer.reach
         if self.recipe.optimizer.adaptive:
             return far
         counts = np.asarray(self.task.counts(self.data))

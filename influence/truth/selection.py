@@ -1,6 +1,6 @@
 """Choosing a damping by agreement with what is known exactly on a few queries."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ class Selected:
 
 
 def select_damping(
-    dampings: list[Damping],
+    dampings: Sequence[Damping],
     scored: Callable[[Damping], xr.DataArray],
     exact: xr.DataArray,
 ) -> Selected:
@@ -74,4 +74,8 @@ def _agreement(scores: xr.DataArray, exact: xr.DataArray) -> float:
                 "Compute both for the same queries and sequences."
             )
     pairs = zip(scores.values, exact.values, strict=True)
-    return float(np.mean([stats.spearmanr(x, y).statistic for x, y in pairs]))
+    return float(np.mean([_spearman(x, y) for x, y in pairs]))
+
+
+def _spearman(x_N: np.ndarray, y_N: np.ndarray) -> float:
+    return float(np.corrcoef(stats.rankdata(x_N), stats.rankdata(y_N))[0, 1])

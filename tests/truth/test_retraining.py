@@ -110,7 +110,7 @@ def test_devices_share_trainings_and_change_nothing():
 def test_a_regression_s_labels_and_outputs_are_looked_at():
     task = Regression(lambda params, x: x @ params)
     inputs, ids = {"x": np.ones((2, 3)), "label": np.array([0.0, np.nan])}, ["p", "q"]
-    one, many = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2,), (2, 1)))
+    one, many = jnp.zeros(2), jnp.zeros((2, 1))
     with pytest.raises(ValueError, match="Example 'q' has a number that is NaN"):
         task.check(inputs, one, ids)
     with pytest.raises(ValueError, match="Drop the last axis"):
@@ -118,6 +118,6 @@ def test_a_regression_s_labels_and_outputs_are_looked_at():
 
 
 def test_a_class_the_model_has_not_is_named():
-    inputs, logits = {"x": np.ones((1, 3)), "label": np.array([3])}, np.zeros((1, 3))
+    inputs, logits = {"x": np.ones((1, 3)), "label": np.array([3])}, jnp.zeros((1, 3))
     with pytest.raises(ValueError, match="'p' is of class 3, and the model knows 0 to"):
         TASK.check(inputs, logits, ["p"])
