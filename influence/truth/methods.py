@@ -5,10 +5,9 @@ measurements. What it may look at is what it *needs*: the final weights alone, o
 of the training than one usually still has.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,16 +15,12 @@ import xarray as xr
 
 from influence.attribution import sketch
 from influence.attribution.lexical import bm25
-from influence.attribution.measurements import Measurement
 from influence.attribution.metagradients import metagradients
 from influence.attribution.normalise import unit
-from influence.attribution.query import query
-from influence.attribution.scan import scan
 from influence.attribution.self_influence import self_influence
 from influence.attribution.unrolled import segments, source, tracin
 from influence.curvature.covariance import Factors, PerSequence, PerToken
 from influence.curvature.diagonal import diagonal, identity
-from influence.curvature.ekfac import fit
 from influence.curvature.kfac import kfac
 from influence.curvature.operator import Curvature
 from influence.curvature.solvers import (
@@ -34,15 +29,13 @@ from influence.curvature.solvers import (
     Exact,
     LiSSA,
     Neumann,
-    Solver,
 )
 from influence.curvature.unrolled import Unrolled, adam_scale
-from influence.fold import Run, run
 from influence.linalg.damping import Absolute, Damping, Relative
 from influence.model.task import Labels, Sampled
 from influence.model.trace import trace
-from influence.model.train import Training
-from influence.types import Batches, Params
+from influence.truth.subject import Subject as Subject
+from influence.types import Params
 
 WEIGHTS = "final weights"
 CHECKPOINTS = "checkpoints"
@@ -60,71 +53,6 @@ PRODUCTS = 5120
 
 STEPS = 20
 """More products than this change little."""
-
-
-class Subject(NamedTuple):
-    """What methods are asked about.
-
-    Attributes:
-      training: how the model came to be.
-      seed: of the training.
-      params: what it ended in.
-      measurements: by name.
-      words: the token ids of each training sequence and, by name, of each measurement;
-        None if they are not text.
-      layers: which layers are covered.
-      batch: how many sequences are read at a time.
-      run: carries out passes over data.
-    """
-
-    training: Training
-    seed: int
-    params: Params
-    measurements: Mapping[str, Measurement]
-    words: tuple[list[list[int]], dict[str, list[int]]] | None = None
-    layers: str | tuple[str, ...] = "*"
-    batch: int = 32
-    run: Run = run
-
-    @property
-    def batches(self) -> Batches:
-        """Returns the training sequences."""
-        return self.training.examples.batches(self.batch)
-
-    def sample(self, sequences: int) -> Batches:
-        """Returns a fixed random sample of the training sequences."""
-        n = len(self.training.examples)
-        chosen = np.random.default_rng(0).permutation(n)[:sequences]
-        return self.training.examples.take(np.sort(chosen)).batches(self.batch)
-
-    def fitted(
-        self,
-        params: Params | None = None,
-        factors: Factors = PerToken(),
-        labels: Labels = Sampled(),
-    ) -> Curvature:
-        """Returns EK-FAC at the final or at other parameters."""
-        return fit(
-            self.training.task,
-            self.params if params is None else params,
-            self.batches,
-            layers=self.layers,
-            factors=factors,
-            labels=labels,
-            run=self.run,
-        )
-
-    def scores(self, curvature: Curvature, solver: Solver) -> xr.DataArray:
-        """Returns what a curvature and a solver make of the measurements."""
-        asked = query(curvature, self.params, self.measurements, solver=solver)
-        return scan(
-            self.training.task,
-            self.params,
-            asked,
-            self.batches,
-            by_layer=False,
-            run=self.run,
-        ).total
 
 
 Score = Callable[[Subject], xr.DataArray]
