@@ -64,7 +64,8 @@ def metagradients(
 
     Example:
       >>> from influence.attribution.metagradients import metagradients
-      >>> training = train.Training(task, recipe, examples, lambda seed: start)
+      >>> smooth = train.Recipe(100, 5, 0.03, train.AdamW(root=1e-8))
+      >>> training = train.Training(task, smooth, examples, lambda seed: start)
       >>> exact = metagradients(training, 0, measurements)
       >>> exact.dims, exact.idxmax("train").item()
       (('query', 'train'), 'up')

@@ -157,7 +157,8 @@ def reweight(
       >>> from influence.attribution.measurements import likelihoods
       >>> from influence.truth.reweighting import contributions, reweight
       >>> few = likelihoods(task, examples.take([0, 2, 4]))
-      >>> training = train.Training(task, recipe, examples, lambda seed: start)
+      >>> smooth = train.Recipe(100, 5, 0.03, train.AdamW(root=1e-8))
+      >>> training = train.Training(task, smooth, examples, lambda seed: start)
       >>> exact = metagradients(training, 0, few)
       >>> parts = contributions(task, params, curvature, few, batches)
       >>> better = reweight(parts, exact)(parts)

@@ -50,7 +50,8 @@ def select_damping(
     Example:
       >>> from influence.attribution.metagradients import metagradients
       >>> from influence.truth.selection import select_damping
-      >>> training = train.Training(task, recipe, examples, lambda seed: start)
+      >>> smooth = train.Recipe(100, 5, 0.03, train.AdamW(root=1e-8))
+      >>> training = train.Training(task, smooth, examples, lambda seed: start)
       >>> def scored(damping):
       ...     solver = influence.Eigenbasis(damping)
       ...     asked = influence.query(curvature, params, measurements, solver=solver)
