@@ -1,6 +1,7 @@
 """What an update makes of a gradient, and what of that influence has to know."""
 
 import abc
+import math
 from dataclasses import dataclass
 
 import optax
@@ -30,8 +31,8 @@ class AdamW(Optimizer):
 
     Attributes:
       decay: of the weights.
-      clip: the largest norm of a gradient, or None. Where gradients are clipped,
-        training is less smooth.
+      clip: the largest norm of a gradient; None or infinity for none. Where gradients
+        are clipped, training is less smooth.
       root: added under the root of the second moment. Weights whose gradients are all
         but zero otherwise jump when one comes, and what training ends in is no smooth
         function of the data: metagradients need `root > 0`.
@@ -63,7 +64,7 @@ class AdamW(Optimizer):
         adamw = optax.adamw(
             rate, b2=self.b2, eps_root=self.root, weight_decay=self.decay
         )
-        if self.clip is None:
+        if self.clip in (None, math.inf):
             return adamw
         return optax.chain(optax.clip_by_global_norm(self.clip), adamw)
 

@@ -56,9 +56,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no TOML: {error}.") from error
 
 
+SIMPLE: dict[Any, type] = {
+    **{x: x for x in (int, float, str, bool)},
+    # A file has no word for None: it leaves the field out.
+    float | None: float,
+}
+"""By the type of a record's field, that of the value a file has for it."""
+
+
 def kinds(record: type) -> dict[str, type]:
     """Returns the types of a record's simple fields, by name."""
-    return {x.name: x.type for x in fields(record) if x.type in (int, float, str, bool)}
+    return {x.name: SIMPLE[x.type] for x in fields(record) if x.type in SIMPLE}
 
 
 def check_table(
