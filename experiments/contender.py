@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from safetensors.numpy import load_file
 
-from experiments.memory import forget_peak, peak
+from influence.runtime.memory import forget_peak, peak
 
 THREADS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What XLA's thread pool, PyTorch and the linear algebra libraries look at."""

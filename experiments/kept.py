@@ -1,29 +1,19 @@
 """Scores that were made once and are kept, with what they cost."""
 
 import hashlib
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import xarray as xr
 
-from experiments.memory import forget_peak, peak
 from influence.runtime import formats
-from influence.truth import methods
-from influence.truth.methods import Score, Subject
+from influence.runtime.evaluating.scoring import costed
+from influence.truth.methods import Score
+from influence.truth.subject import Subject
 
 KRONFLUENCE = "ekfac, kronfluence"
 """The name of the scores that `methods_kronfluence.py` makes."""
-
-
-class Scored(NamedTuple):
-    """A method's scores, and what they cost."""
-
-    scores: xr.DataArray
-    seconds: float
-    megabytes: float
 
 
 def folder(task: str) -> Path:
@@ -45,42 +35,28 @@ def place(subject: Subject, name: str, work: Path) -> Path:
 
 def scored(
     subject: Subject, name: str, score: Score, work: Path, *, warm: bool = False
-) -> Scored:
-    """Returns a method's scores and what they cost, as they were kept if they were.
+) -> xr.DataArray:
+    """Returns a method's scores with what they cost, as they were kept if they were.
 
     Args:
       subject: what is asked about.
       name: of the method.
       score: the method.
       work: where scores are kept.
-      warm: whether to do it twice and time the second time, when everything is
-        compiled: where compiling takes longer than what is timed.
+      warm: whether only what is compiled already is timed.
     """
-    path = place(subject, name, work)
-    if not path.exists():
-        for _ in range(1 + warm):
-            forget_peak()
-            begun = time.monotonic()
-            found = _converged(score, subject)
-        cost = {"seconds": time.monotonic() - begun, "megabytes": peak()}
-        found = found.drop_vars([x for x in found.coords if x not in found.dims])
-        kept = found.rename("score").assign_attrs(found.attrs | cost | {"name": name})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        formats.write_scores(xr.Dataset({"score": kept}))(path)
+    if not place(subject, name, work).exists():
+        write(subject, name, work, costed(subject, score, warm=warm))
     return read(subject, name, work)
 
 
-def _converged(score: Score, subject: Subject) -> xr.DataArray:
-    """Returns scores; such as rank nothing of a method that diverges."""
-    try:
-        return score(subject)
-    except ValueError as error:
-        if "diverged" not in str(error):
-            raise
-        return 0 * methods.chance(subject)
+def write(subject: Subject, name: str, work: Path, scores: xr.DataArray) -> None:
+    """Keeps a method's scores."""
+    path = place(subject, name, work)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    formats.write_scores(scores.to_dataset(name="score"))(path)
 
 
-def read(subject: Subject, name: str, work: Path) -> Scored:
+def read(subject: Subject, name: str, work: Path) -> xr.DataArray:
     """Returns a method's scores as they were kept."""
-    kept = formats.read_scores(place(subject, name, work)).score.load()
-    return Scored(kept, kept.attrs["seconds"], kept.attrs["megabytes"])
+    return formats.read_scores(place(subject, name, work)).score.load()

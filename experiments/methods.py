@@ -27,10 +27,9 @@ import numpy as np
 import tyro
 import xarray as xr
 from rich.console import Console
-from rich.table import Table
 
 from experiments import kept
-from experiments.kept import KRONFLUENCE, Scored
+from experiments.kept import KRONFLUENCE
 from experiments.results import FOLDER, figure, plain, write
 from experiments.tasks import TASKS, Setting, subject_of, trained
 from influence.attribution.metagradients import metagradients
@@ -38,17 +37,17 @@ from influence.fold import Run
 from influence.linalg.damping import Relative
 from influence.runtime import formats
 from influence.runtime.driver import Driver
+from influence.runtime.evaluating.scoring import shown
 from influence.runtime.saves import Saves
 from influence.truth import methods
 from influence.truth.lds import LDS, ceiling, lds
-from influence.truth.methods import METHODS, WEIGHTS, Method, Subject
+from influence.truth.methods import METHODS, WEIGHTS, Method
 from influence.truth.retraining import resampled, retrain, same_seed
 from influence.truth.reweighting import contributions, reweight
 from influence.truth.smoothness import metasmoothness
+from influence.truth.subject import Subject
+from influence.truth.table import Row, rows
 from influence.types import Params
-
-REFERENCE = "cg"
-"""The method that others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -89,22 +88,6 @@ class Bank(NamedTuple):
     truth: Mapping[str, xr.Dataset]
 
 
-class Row(NamedTuple):
-    """A method under a protocol."""
-
-    method: str
-    needs: str
-    protocol: str
-    lds: float
-    low: float
-    high: float
-    difference: float
-    difference_low: float
-    difference_high: float
-    seconds: float
-    megabytes: float
-
-
 def main(options: Options) -> None:
     """Makes the table."""
     console = Console()
@@ -129,9 +112,9 @@ def main(options: Options) -> None:
         if (test.subject.words or not x.text)
         and (name in options.methods or not options.methods)
     }
-    rows = _table(test, table, work, warm=setting.tiny)
-    console.print(_shown(rows))
-    _write(options, setting, params, smooth, test, rows, tried)
+    found = _table(test, table, work, warm=setting.tiny)
+    console.print(shown(found))
+    _write(options, setting, params, smooth, test, found, tried)
 
 
 def _bank(
@@ -206,10 +189,13 @@ CANDIDATES: dict[str, dict[str, methods.Score]] = {
         for x in (10.0, 100.0)
     },
 }
-"""By kind, the settings that are tried on the development bank, at equal cost."""
+"""By kind, settings that are tried on the development bank: none dearer than
+`methods.PRODUCTS`."""
 
 FEW = ("ekfac, chosen",)
 """The kinds that are chosen where trying one takes minutes."""
+
+RARE = "a few metagradients"
 
 TUNING = 10
 """How many of the development bank's measurements choose."""
@@ -231,11 +217,12 @@ def _choose(
         settings, found = CANDIDATES[kind], {}
         for name, score in settings.items():
             scored = kept.scored(subject, f"{kind}, {name}", score, work)
-            found[name] = lds(scored.scores, truth)
+            found[name] = lds(scored, truth)
             tried.append({"kind": kind, "setting": name, **_numbers(found[name])})
             console.print(f"{kind}, {name}: {found[name].interval}")
         best = max(found, key=lambda x: found[x].interval.value)
-        chosen[kind] = Method(WEIGHTS, settings[best])
+        needs = METHODS[kind.removesuffix(", chosen")].needs
+        chosen[kind] = Method(needs, settings[best])
     return tried, chosen
 
 
@@ -258,7 +245,7 @@ def _peers(subject: Subject, work: Path) -> dict[str, Method]:
         return {}
     return {
         KRONFLUENCE: Method(
-            WEIGHTS, lambda subject: kept.read(subject, KRONFLUENCE, work).scores
+            WEIGHTS, lambda subject: kept.read(subject, KRONFLUENCE, work)
         )
     }
 
@@ -283,65 +270,19 @@ def _reweighted(development: Bank) -> methods.Score:
 
 
 def _table(
-    bank: Bank,
-    table: Mapping[str, Method],
-    work: Path,
-    *,
-    warm: bool,
+    bank: Bank, table: Mapping[str, Method], work: Path, *, warm: bool
 ) -> list[Row]:
     """Returns the table's rows, the best first within each protocol."""
     scored = {
         name: kept.scored(bank.subject, name, x.score, work, warm=warm)
         for name, x in table.items()
     }
-    rows = []
-    for protocol, truth in bank.truth.items():
-        judged = {name: lds(x.scores, truth) for name, x in scored.items()}
-        own = [
-            _row(name, table[name].needs, protocol, x, judged[REFERENCE], scored[name])
-            for name, x in judged.items()
-        ]
-        rows += sorted(own, key=lambda x: -x.lds)
-    return rows
-
-
-RARE = "a few metagradients"
-
-
-def _row(
-    name: str, needs: str, protocol: str, found: LDS, reference: LDS, scored: Scored
-) -> Row:
-    return Row(
-        name,
-        needs,
-        protocol,
-        *found.interval,
-        *(found - reference),
-        scored.seconds,
-        scored.megabytes,
-    )
+    needs = {name: x.needs for name, x in table.items()}
+    return [y for truth in bank.truth.values() for y in rows(scored, needs, truth)]
 
 
 def _numbers(found: LDS) -> dict[str, float]:
     return dict(zip(("lds", "low", "high"), found.interval, strict=True))
-
-
-def _shown(rows: list[Row]) -> Table:
-    """Returns the rows as a table to print."""
-    table = Table(title="Linear datamodelling score, 95 % of bootstrap samples")
-    for name in ("method", "needs", "protocol"):
-        table.add_column(name)
-    for name in ("LDS", "less than cg's", "seconds", "MB"):
-        table.add_column(name, justify="right")
-    for x in rows:
-        table.add_row(
-            *(x.method, x.needs, x.protocol),
-            f"{x.lds:.3f} [{x.low:.3f}, {x.high:.3f}]",
-            f"{x.difference:+.3f} [{x.difference_low:+.3f}, {x.difference_high:+.3f}]",
-            f"{x.seconds:.1f}",
-            f"{x.megabytes:.0f}",
-        )
-    return table
 
 
 def _write(
@@ -350,12 +291,12 @@ def _write(
     params: Params,
     smooth: float,
     bank: Bank,
-    rows: list[Row],
+    found: list[Row],
     tried: list[dict],
 ) -> None:
     """Writes the table, its figure, and how the task was trained."""
     name = f"methods_{options.task}"
-    text = json.dumps([plain(x._asdict()) for x in rows], indent=1, ensure_ascii=False)
+    text = json.dumps([plain(x._asdict()) for x in found], indent=1, ensure_ascii=False)
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     training = setting.training
@@ -379,11 +320,11 @@ def _write(
         rows=tried,
     )
     protocols = list(bank.truth)
-    tallest = max(sum(x.protocol == p for x in rows) for p in protocols)
+    tallest = max(sum(x.protocol == p for x in found) for p in protocols)
     height = 0.8 + 0.2 * tallest
     with figure(name, columns=len(protocols), height=height) as axes:
         for panel, protocol in zip(axes, protocols, strict=True):
-            own = [x for x in rows if x.protocol == protocol][::-1]
+            own = [x for x in found if x.protocol == protocol][::-1]
             at = range(len(own))
             values = np.array([x.lds for x in own])
             low, high = (

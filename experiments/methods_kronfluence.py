@@ -24,7 +24,6 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -48,11 +47,9 @@ from experiments.torch_tasks import (
     twin,
 )
 from influence.attribution.scores import labelled
-from influence.curvature.ekfac import fit
-from influence.curvature.solvers import Eigenbasis
-from influence.model.task import Empirical, Labels, Sampled
+from influence.model.task import Empirical, Sampled
 from influence.truth import methods
-from influence.truth.methods import Subject
+from influence.truth.subject import Subject
 
 torch = needed("torch", "peers")
 analyzer = needed("kronfluence.analyzer", "peers")
@@ -104,11 +101,17 @@ def main(options: Options) -> None:
         "measurements": len(subject.measurements),
         "layers": setting.layers,
         "outputs": far,
-        "sampled": compared(theirs.scores, ours.scores),
-        "seconds": {"kronfluence": theirs.seconds, "here": ours.seconds},
-        "megabytes": {"kronfluence": theirs.megabytes, "here": ours.megabytes},
+        "sampled": compared(theirs, ours),
+        "seconds": {
+            "kronfluence": theirs.attrs["seconds"],
+            "here": ours.attrs["seconds"],
+        },
+        "megabytes": {
+            "kronfluence": theirs.attrs["megabytes"],
+            "here": ours.attrs["megabytes"],
+        },
     }
-    row |= _draws(subject, ours.scores) if setting.tiny else {}
+    row |= _draws(subject, ours) if setting.tiny else {}
     console.print(table(_written(options, {options.task: row})))
 
 
@@ -119,27 +122,13 @@ def _draws(subject: Subject, ours: xr.DataArray) -> dict[str, Any]:
       subject: what is scored.
       ours: this package's scores with one draw.
     """
-    own = partial(of_labels, subject)
     data = kronfluence(subject, use_empirical_fisher=True)
     many = kronfluence(subject, draws=DRAWS)
     return {
-        "data": compared(data, own(Empirical())),
-        "redrawn": compared(own(Sampled(seed=1)), ours),
-        MANY: compared(many, own(Sampled(draws=DRAWS))),
+        "data": compared(data, methods.ekfac(subject, labels=Empirical())),
+        "redrawn": compared(methods.ekfac(subject, labels=Sampled(seed=1)), ours),
+        MANY: compared(many, methods.ekfac(subject, labels=Sampled(draws=DRAWS))),
     }
-
-
-def of_labels(subject: Subject, labels: Labels) -> xr.DataArray:
-    """Returns this package's scores, its Fisher from other labels."""
-    curvature = fit(
-        subject.training.task,
-        subject.params,
-        subject.batches,
-        layers=subject.layers,
-        labels=labels,
-        run=subject.run,
-    )
-    return subject.scores(curvature, Eigenbasis())
 
 
 def kronfluence(subject: Subject, *, draws: int = 1, **factors: Any) -> xr.DataArray:

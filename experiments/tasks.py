@@ -25,7 +25,7 @@ from influence.model.train import SGD, AdamW, Recipe, Training
 from influence.model.transformer import Apply, Decoder
 from influence.runtime.data import Text, read_modules, train_tokenizer
 from influence.runtime.demo import MODULES
-from influence.truth.methods import Subject
+from influence.truth.subject import Subject
 from influence.types import Params
 
 QUERIES = 60

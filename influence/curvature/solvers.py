@@ -27,6 +27,10 @@ DIVERGED = 1e6
 """A relative residual from which there is no way back."""
 
 
+class Diverged(ValueError):
+    """A series that does not converge, with the damping and rate it was given."""
+
+
 class Solution(NamedTuple):
     """Solved gradients.
 
@@ -176,7 +180,7 @@ class Neumann(Solver):
         """Returns the solution, with each query's residual on the last batch.
 
         Raises:
-          ValueError: if the series diverges, with the step and the residual.
+          Diverged: if the series does, with the step and the residual.
         """
         walk = solvers.neumann(
             _one_by_one(self.task, curvature, params, self.batches, self.damping),
@@ -229,7 +233,7 @@ class LiSSA(Solver):
         """Returns the solution, with each query's residual on the last batch.
 
         Raises:
-          ValueError: if the series diverges, with the step and the residual.
+          Diverged: if the series does, with the step and the residual.
         """
         largest = [
             (x.lam_OxI + self.damping.amount(x.lam_OxI)).max()
@@ -331,12 +335,12 @@ def _last(walk: Iterator[solvers.Step], steps: int, tolerance: float = 0.0) -> S
     """Returns where a solver is after some steps, or when it has converged.
 
     Raises:
-      ValueError: if it diverges.
+      Diverged: if it does.
     """
     for i, step in enumerate(walk):
         residual = np.asarray(step.residual_Q, float)
         if not (residual < DIVERGED).all():
-            raise ValueError(
+            raise Diverged(
                 f"The solver diverged: after {i} steps the relative residuals are "
                 f"{residual.tolist()}. Damp more, or take smaller steps (`rate`)."
             )

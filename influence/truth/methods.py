@@ -34,10 +34,11 @@ from influence.curvature.unrolled import Unrolled, adam_scale
 from influence.linalg.damping import Absolute, Damping, Relative
 from influence.model.task import Labels, Sampled
 from influence.model.trace import trace
-from influence.truth.subject import Subject as Subject
+from influence.truth.subject import Subject
 from influence.types import Params
 
 WEIGHTS = "final weights"
+RECIPE = "final weights, recipe"
 CHECKPOINTS = "checkpoints"
 TRAJECTORY = "trajectory"
 TRAININGS = "several trainings"
@@ -309,8 +310,8 @@ METHODS: dict[str, Method] = {
     "metagradients": Method(TRAJECTORY, of_metagradients),
     "source": Method(CHECKPOINTS, of_source),
     "tracin": Method(CHECKPOINTS, of_tracin),
-    "unrolled": Method(WEIGHTS, unrolled),
-    "unrolled, all layers": Method(WEIGHTS, covering(unrolled)),
+    "unrolled": Method(RECIPE, unrolled),
+    "unrolled, all layers": Method(RECIPE, covering(unrolled)),
     "cg": Method(WEIGHTS, cg),
     "cg, all layers": Method(WEIGHTS, covering(cg)),
     "ekfac, all layers": Method(WEIGHTS, covering(ekfac)),

@@ -11,6 +11,7 @@ import influence
 from influence.curvature import gauss_newton
 from influence.curvature.solvers import (
     ConjugateGradients,
+    Diverged,
     Eigenbasis,
     Exact,
     LiSSA,
@@ -161,7 +162,7 @@ def test_what_has_not_converged_says_so():
 def test_what_can_only_go_wrong_is_refused():
     task, params, examples, curvature, v = setting()
     batches = examples.batches(7)
-    with pytest.raises(ValueError, match=r"diverged: after \d+ steps.*Damp more"):
+    with pytest.raises(Diverged, match=r"diverged: after \d+ steps.*Damp more"):
         LiSSA(task, batches, steps=2000, rate=1e3)(curvature, params, v)
     with pytest.raises(ValueError, match="160 parameters.*limit is 100"):
         Exact(task, batches, largest=100)(curvature, params, v)

@@ -13,7 +13,8 @@ from influence.model import train
 from influence.model.examples import sequences
 from influence.model.supervised import Regression, labelled
 from influence.model.task import LanguageModel
-from influence.truth.methods import METHODS, Subject, exact, unrolled
+from influence.truth.methods import METHODS, exact, unrolled
+from influence.truth.subject import Subject
 
 RNG = np.random.default_rng(0)
 

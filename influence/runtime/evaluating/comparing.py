@@ -1,15 +1,12 @@
 """`influence evaluate methods`: every method on one training, judged by retraining."""
 
 import re
-import time
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import xarray as xr
 from rich.console import Console
-from rich.table import Table
 
 from influence.attribution.measurements import likelihoods
 from influence.model.task import LanguageModel
@@ -21,37 +18,20 @@ from influence.runtime.evaluating.bench import scratch
 from influence.runtime.evaluating.experiment import Experiment, read_experiment
 from influence.runtime.evaluating.material import Material, material
 from influence.runtime.evaluating.options import Methods
-from influence.runtime.memory import forget_peak, peak
+from influence.runtime.evaluating.scoring import costed, shown
 from influence.runtime.run.job import Models, code
 from influence.runtime.run.ledger import METHODS as JOB
 from influence.runtime.run.ledger import Ledger, Stage, begin, locked
 from influence.runtime.run.options import check_numbers
 from influence.runtime.saves import Saves
-from influence.truth.lds import ceiling, lds
-from influence.truth.methods import METHODS, Subject
+from influence.truth.lds import ceiling
+from influence.truth.methods import METHODS
 from influence.truth.retraining import retrain
 from influence.truth.smoothness import metasmoothness
-
-REFERENCE = "cg"
-"""The method others are compared with; the first one if it is not judged."""
+from influence.truth.subject import Subject
+from influence.truth.table import Row, rows
 
 LAYERS = "blocks.*"
-
-
-class Row(NamedTuple):
-    """A method under a protocol."""
-
-    method: str
-    needs: str
-    protocol: str
-    lds: float
-    low: float
-    high: float
-    difference: float
-    difference_low: float
-    difference_high: float
-    seconds: float
-    megabytes: float | None
 
 
 def compare(
@@ -81,17 +61,17 @@ def compare(
     check_numbers(options)
     experiment = read_experiment(options.experiment)
     out = options.out or options.experiment.with_suffix("")
-    shown = console or Console()
+    screen = console or Console()
     with locked(out):
         ledger = begin(out, JOB)
         made = material(ledger, experiment, given)
-        comparing = _Comparing(ledger, experiment, made, shown, options.save_every)
-        rows = comparing.rows()
-        written = [x._asdict() for x in rows]
+        comparing = _Comparing(ledger, experiment, made, screen, options.save_every)
+        found = comparing.judged()
+        written = [x._asdict() for x in found]
         ledger.run.write("methods.json", formats.write_json(written))
-    shown.print(_table(rows))
-    shown.print(f"Kept: {out / 'methods.json'}", soft_wrap=True, highlight=False)
-    return rows
+    screen.print(shown(found))
+    screen.print(f"Kept: {out / 'methods.json'}", soft_wrap=True, highlight=False)
+    return found
 
 
 @dataclass(frozen=True)
@@ -124,7 +104,7 @@ class _Comparing:
         }
         return Stage(name, {**whole, **inputs})
 
-    def rows(self) -> list[Row]:
+    def judged(self) -> list[Row]:
         """Returns the table; what was retrained and scored before is not again."""
         said, training = self.experiment, self.training
         seed, n = said.trained.seed, len(training.examples)
@@ -152,7 +132,7 @@ class _Comparing:
                 self.console.print(f"Left out: {name}. Its scores are not finite.")
         if not found:
             raise ValueError("No method's scores are finite. Lower the recipe's rate.")
-        return _rows(found, truth)
+        return rows(found, {k: METHODS[k].needs for k in found}, truth)
 
     def _truth(self, subject: Subject, driver: Driver) -> xr.Dataset:
         """Returns what retrainings measured; retrains unless that was done."""
@@ -173,63 +153,13 @@ class _Comparing:
         return run.read(name, formats.read_scores)
 
     def _scored(self, subject: Subject, name: str, driver: Driver) -> xr.DataArray:
-        """Returns a method's scores, with what they cost, unless they were kept.
-
-        Timed without what was compiled before: everybody compiles for themselves.
-        """
+        """Returns a method's scores, with what they cost, unless they were kept."""
         run, stage = self.ledger.run, self.stage(f"scores of {name}")
         file = f"scores/{re.sub('[^a-z0-9]+', '-', name.lower())}.zarr"
         if not self.ledger.finished(stage, run.path(file)):
             self.ledger.begin(stage)
-            jax.clear_caches()
-            forgot, begun = forget_peak(), time.monotonic()
             with driver.stage(name):
-                found = METHODS[name].score(subject)
-            cost = {"seconds": time.monotonic() - begun}
-            if forgot:
-                cost["megabytes"] = peak()
-            found = found.drop_vars([x for x in found.coords if x not in found.dims])
-            kept = found.rename("score").assign_attrs(found.attrs | cost)
+                kept = costed(subject, METHODS[name].score)
             run.write(file, formats.write_scores(kept.to_dataset()))
             self.ledger.finish(stage)
         return run.read(file, formats.read_scores)["score"]
-
-
-def _rows(found: dict[str, xr.DataArray], truth: xr.Dataset) -> list[Row]:
-    """Returns the table's rows, the best first."""
-    judged = {name: lds(x, truth) for name, x in found.items()}
-    reference = judged.get(REFERENCE) or next(iter(judged.values()))
-    rows = [
-        Row(
-            name,
-            METHODS[name].needs,
-            truth.attrs["protocol"],
-            *x.interval,
-            *(x - reference),
-            found[name].attrs["seconds"],
-            found[name].attrs.get("megabytes"),
-        )
-        for name, x in judged.items()
-    ]
-    return sorted(rows, key=lambda x: -x.lds)
-
-
-def _table(rows: list[Row]) -> Table:
-    """Returns the rows as a table to print."""
-    table = Table(
-        title="Linear datamodelling score, with 95 % of bootstrap samples",
-        title_justify="left",
-    )
-    for name in ("method", "needs"):
-        table.add_column(name, overflow="fold")
-    for name in ("LDS", "difference", "seconds", "MB"):
-        table.add_column(name, justify="right")
-    for x in rows:
-        table.add_row(
-            *(x.method, x.needs),
-            f"{x.lds:.3f} [{x.low:.3f}, {x.high:.3f}]",
-            f"{x.difference:+.3f} [{x.difference_low:+.3f}, {x.difference_high:+.3f}]",
-            f"{x.seconds:.1f}",
-            "" if x.megabytes is None else f"{x.megabytes:.0f}",
-        )
-    return table
