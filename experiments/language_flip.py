@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.results import COLOURS, Claim, figure, table, write
+from experiments.results import Claim, bars, figure, table, write
 from experiments.small_model import (
     Model,
     continuations,
@@ -201,12 +201,14 @@ def main(settings: Settings = Settings(), seed: int = 0) -> None:
     rows = {"sequences": scored, "nats_a_token": nats}
     write(NAME, seed=seed, settings=settings, rows=rows, claims=said)
     with figure(NAME) as (axes,):
-        names, means = list(found), [x.mean() for x in found.values()]
-        axes.barh(names, means, xerr=[errors[k] for k in names], color=COLOURS[0])
-        axes.invert_yaxis()
-        axes.grid(axis="x")
-        axes.grid(visible=False, axis="y")
-        axes.set(xlabel="influence on the completion's log-probability, nats")
+        means = [x.mean() for x in found.values()]
+        bars(
+            axes,
+            list(found),
+            means,
+            list(errors.values()),
+            "influence on the completion's log-probability, nats",
+        )
     console.print(table(said))
 
 

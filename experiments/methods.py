@@ -30,7 +30,7 @@ from rich.console import Console
 
 from experiments import kept
 from experiments.kept import KRONFLUENCE
-from experiments.results import FOLDER, figure, plain, write
+from experiments.results import FOLDER, bars, figure, plain, write
 from experiments.tasks import TASKS, Setting, subject_of, trained
 from influence.attribution.metagradients import metagradients
 from influence.fold import Run
@@ -324,17 +324,11 @@ def _write(
     height = 0.8 + 0.2 * tallest
     with figure(name, columns=len(protocols), height=height) as axes:
         for panel, protocol in zip(axes, protocols, strict=True):
-            own = [x for x in found if x.protocol == protocol][::-1]
-            at = range(len(own))
+            own = [x for x in found if x.protocol == protocol]
+            names = [f"{x.method} ({x.needs})" for x in own]
             values = np.array([x.lds for x in own])
-            low, high = (
-                np.array([getattr(x, k) for x in own]) for k in ("low", "high")
-            )
-            panel.barh(at, values, xerr=[values - low, high - values], height=0.7)
-            panel.set_yticks(at, [f"{x.method} ({x.needs})" for x in own])
-            panel.set_xlabel(f"LDS, {protocol}")
-            panel.grid(axis="x")
-            panel.grid(visible=False, axis="y")
+            errors = [values - [x.low for x in own], [x.high for x in own] - values]
+            bars(panel, names, values, errors, f"LDS, {protocol}")
 
 
 if __name__ == "__main__":

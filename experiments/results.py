@@ -155,3 +155,22 @@ def figure(
         drawn = Figure((max(5.5, 4 * columns), height), layout="constrained")
         yield list(drawn.subplots(1, columns, squeeze=False)[0])
         drawn.savefig(folder / f"{name}.png")
+
+
+def bars(axes: Axes, names: Sequence[str], values: Any, errors: Any, what: str) -> None:
+    """Draws a horizontal bar for each name, the first on top.
+
+    Args:
+      axes: where.
+      names: of the bars.
+      values: their lengths.
+      errors: to either side, or those below and those above.
+      what: the values are.
+    """
+    at = range(len(names))
+    axes.barh(at, values, xerr=errors, height=0.7, color=COLOURS[0])
+    axes.set_yticks(at, list(names))
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(what)
