@@ -171,12 +171,23 @@ def _jax_as_a_reader_has_it():
 
 
 @pytest.fixture(scope="module")
-def setting(_jax_as_a_reader_has_it):
-    """The names every example begins with: those of the page that describes them."""
+def begun(_jax_as_a_reader_has_it, tmp_path_factory):
+    """The names of the page that describes the setting, and a copy of its files."""
     names = {}
     run(SETTING, names)
-    yield names
+    copy = tmp_path_factory.mktemp("setting") / "copy"
+    shutil.copytree(names["folder"], copy)
+    yield names, copy
     shutil.rmtree(names["folder"])
+
+
+@pytest.fixture
+def setting(begun):
+    """The names every example begins with; whatever others did to the files is gone."""
+    names, copy = begun
+    shutil.rmtree(names["folder"])
+    shutil.copytree(copy, names["folder"])
+    return names
 
 
 def run(page, names):
