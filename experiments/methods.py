@@ -174,8 +174,7 @@ CANDIDATES: dict[str, dict[str, methods.Score]] = {
         for n in (256, 1024)
     },
     "unrolled, chosen": {
-        f"{x:g} of the distance": partial(methods.unrolled, share=x)
-        for x in (1.0, 0.5, 0.25)
+        f"{x:g} of the distance": partial(methods.unrolled, share=x) for x in (1.0, 0.5)
     },
     "astra, chosen": {
         f"damping {x:g}, rate {y:g}": partial(
@@ -192,9 +191,6 @@ CANDIDATES: dict[str, dict[str, methods.Score]] = {
 """By kind, settings that are tried on the development bank: none dearer than
 `methods.PRODUCTS`."""
 
-FEW = ("ekfac, chosen",)
-"""The kinds that are chosen where trying one takes minutes."""
-
 RARE = "a few metagradients"
 
 TUNING = 10
@@ -207,22 +203,34 @@ CALIBRATED = 8
 def _choose(
     bank: Bank, work: Path, console: Console, *, tiny: bool
 ) -> tuple[list[dict], dict[str, Method]]:
-    """Returns everything tried on the development bank, and the best of each kind."""
+    """Returns everything tried on the development bank, and the best of each kind.
+
+    Of a decoder the best setting is tried with embeddings and norms covered as well; a
+    perceptron has only matrices.
+    """
     some = dict(list(bank.subject.measurements.items())[:TUNING])
     subject = bank.subject._replace(measurements=some)
     (truth,) = bank.truth.values()
     truth = truth.sel(query=list(some))
     tried, chosen = [], {}
-    for kind in CANDIDATES if tiny else FEW:
-        settings, found = CANDIDATES[kind], {}
-        for name, score in settings.items():
-            scored = kept.scored(subject, f"{kind}, {name}", score, work)
-            found[name] = lds(scored, truth)
-            tried.append({"kind": kind, "setting": name, **_numbers(found[name])})
-            console.print(f"{kind}, {name}: {found[name].interval}")
-        best = max(found, key=lambda x: found[x].interval.value)
+
+    def attempt(kind: str, name: str, score: methods.Score) -> float:
+        scored = kept.scored(subject, f"{kind}, {name}", score, work)
+        found = lds(scored, truth)
+        tried.append({"kind": kind, "setting": name, **_numbers(found)})
+        console.print(f"{kind}, {name}: {found.interval}")
+        return found.interval.value
+
+    for kind, settings in CANDIDATES.items():
+        found = {x: attempt(kind, x, score) for x, score in settings.items()}
+        best = max(found, key=lambda x: found[x])
+        score = settings[best]
+        if not tiny:
+            wider = methods.covering(score)
+            if attempt(kind, f"{best}, all layers", wider) > found[best]:
+                score = wider
         needs = METHODS[kind.removesuffix(", chosen")].needs
-        chosen[kind] = Method(needs, settings[best])
+        chosen[kind] = Method(needs, score)
     return tried, chosen
 
 

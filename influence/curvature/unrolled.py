@@ -9,13 +9,15 @@ all of them moves the weights by `f` of it. That is an influence function whose 
 is not chosen: SOURCE with one segment (Bae et al. 2024), but of exact products with all
 layers together, where the eigenbasis has blocks.
 
-`f` of the matrix comes from the Krylov space of a few products: as many as conjugate
-gradients take, at the same cost.
+`f` of the matrix comes from the space that as many preconditioned conjugate gradients
+would search, at the same cost: the fitted curvature says where to look, and what is
+found there is of the exact matrix.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -23,7 +25,7 @@ from influence.curvature import gauss_newton
 from influence.curvature.operator import Curvature, Gradients
 from influence.curvature.solvers import Solution, Solver
 from influence.linalg import solvers
-from influence.linalg.damping import Travelled
+from influence.linalg.damping import Absolute, Travelled
 from influence.model.task import Task
 from influence.types import Batch, Params
 
@@ -68,15 +70,19 @@ class Unrolled(Solver):
                 f"The scale and the curvature are of different layers: only one of "
                 f"them has {', '.join(sorted(strange))}. Choose the same for both."
             )
+        # Plain descent has the same metric everywhere.
+        scale = self.scale or {k: jnp.ones_like(x[0]) for k, x in gradients.items()}
         act = gauss_newton.operator(self.task, curvature.layers, params, self.batches)
         found = solvers.krylov(
-            lambda v: self._scaled(act(self._scaled(v))),
+            lambda v: _by(scale, act(_by(scale, v))),
+            _preconditioner(curvature, scale, self.distance),
             Travelled(self.distance),
-            self._scaled(gradients),
+            _by(scale, gradients),
             self.steps,
+            shift=1 / self.distance,
         )
         last = tuple(np.asarray(found.last_Q, float).tolist())
-        return Solution(self._scaled(found.x), {"last_step": last})
+        return Solution(_by(scale, found.x), {"last_step": last})
 
     def about(self) -> dict[str, str]:
         """Returns how far training went, and in which metric."""
@@ -86,8 +92,31 @@ class Unrolled(Solver):
             "damping": str(Travelled(self.distance)),
         }
 
-    def _scaled(self, v: Gradients) -> dict[str, Array]:
-        return {k: self.scale[k][None] * x if self.scale else x for k, x in v.items()}
+
+def _preconditioner(
+    curvature: Curvature, scale: Mapping[str, Array], distance: float
+) -> solvers.Operator:
+    """Returns `s⁻¹ (Ĝ + mean(s⁻²) / d)⁻¹ s⁻¹`, near `(s G s + 1 / d)⁻¹`.
+
+    In the fitted curvature's eigenbasis a metric can only be added as its mean.
+    """
+    inverse = {k: 1 / x for k, x in scale.items()}
+    dampings = {
+        k: Absolute(float((x**2).mean()) / distance) for k, x in inverse.items()
+    }
+
+    def act(v: Gradients) -> dict[str, Array]:
+        found = {}
+        for k, x in _by(inverse, v).items():
+            found |= curvature.filtered({k: x}, dampings[k])
+        return _by(inverse, found)
+
+    return act
+
+
+def _by(scale: Mapping[str, Array], v: Gradients) -> dict[str, Array]:
+    """Returns each layer's gradients times its scale."""
+    return {k: scale[k][None] * x for k, x in v.items()}
 
 
 def adam_scale(

@@ -129,49 +129,71 @@ class Krylov(NamedTuple):
 
 
 def krylov(
-    multiply: Operator, function: Callable[[Array], Array], b: Vector, steps: int
+    multiply: Operator,
+    precondition: Operator,
+    function: Callable[[Array], Array],
+    b: Vector,
+    steps: int,
+    *,
+    shift: float = 0.0,
 ) -> Krylov:
-    """Returns `f(A) b` from the Krylov space of `steps` products (Lanczos 1950).
+    """Returns `f(A) b` from the space of `steps` preconditioned products.
 
-        f(A) b ≈ |b| V f(T) e₁
+        f(A) b ≈ V f(T) Vᵀ b,   T = Vᵀ A V
 
-    with `V` an orthonormal basis of the space and `T = Vᵀ A V` tridiagonal, made
-    orthogonal again at every step. Holds `steps` vectors for each right-hand side.
+    with `V` an orthonormal basis of what conjugate gradients for `A + shift` would
+    search, `(P (A + shift))ᵏ P b`: for `f(λ) = 1 / (λ + shift)` it is what they find.
+    Without a preconditioner it is the method of Lanczos 1950. The basis is made
+    orthogonal again at every step, and held: `steps` vectors for each right-hand side.
 
     Args:
       multiply: `A`.
+      precondition: `P ≈ (A + shift)⁻¹`.
       function: `f`, of eigenvalues.
       b: the right-hand sides.
-      steps: how many products; fewer are enough where `f` is smooth.
+      steps: how many products; fewer are enough where `f` is smooth, and where `P` is
+        near.
+      shift: what the preconditioner adds to `A`.
     """
-    norm_Q = jnp.sqrt(dot(b, b))
-    v = _scaled(b, 1 / norm_Q)
-    basis, diagonal, beside = [v], [], []
+    ones_Q = jnp.ones_like(dot(b, b))
+    basis, columns, direction = [], [], b
     for _ in range(steps):
-        w = multiply(basis[-1])
-        diagonal.append(dot(w, basis[-1]))
-        for _ in range(2):
-            for u in basis:
-                w = add(w, -dot(w, u), u)
-        length_Q = jnp.sqrt(dot(w, w))
-        # A space that is exhausted stays as it is.
-        able_Q = length_Q > jnp.finfo(length_Q.dtype).eps * diagonal[0]
-        beside.append(jnp.where(able_Q, length_Q, 0))
-        basis.append(_scaled(w, jnp.where(able_Q, 1 / length_Q, 0)))
-    t_QxKxK = jax.vmap(_tridiagonal)(jnp.stack(diagonal, 1), jnp.stack(beside, 1))
+        basis.append(_beside(basis, precondition(direction)))
+        product = multiply(basis[-1])
+        columns.append([dot(product, u) for u in basis])
+        direction = add(product, shift * ones_Q, basis[-1])
+    t_QxKxK = _symmetric(columns)
     values_QxK, q_QxKxK = jnp.linalg.eigh(t_QxKxK)
-    weights_QxK = q_QxKxK[:, 0] * function(jnp.maximum(values_QxK, 0))
-    found_QxK = norm_Q[:, None] * jnp.einsum("qkj,qj->qk", q_QxKxK, weights_QxK)
+    b_QxK = jnp.stack([dot(u, b) for u in basis], 1)
+    weights_QxK = jnp.einsum("qkj,qk->qj", q_QxKxK, b_QxK)
+    weights_QxK = weights_QxK * function(jnp.maximum(values_QxK, 0))
+    found_QxK = jnp.einsum("qkj,qj->qk", q_QxKxK, weights_QxK)
     x = _scaled(basis[0], found_QxK[:, 0])
     for k in range(1, steps):
         x = add(x, found_QxK[:, k], basis[k])
     total_Q = jnp.sqrt((found_QxK**2).sum(1))
-    return Krylov(x, jnp.abs(found_QxK[:, -1]) / total_Q)
+    last_Q = jnp.abs(found_QxK[:, -1])
+    return Krylov(x, last_Q / jnp.where(total_Q > 0, total_Q, 1))
 
 
-def _tridiagonal(diagonal_K: Array, beside_K: Array) -> Array:
-    off = jnp.diag(beside_K[:-1], 1)
-    return jnp.diag(diagonal_K) + off + off.T
+def _beside(basis: list[Vector], x: Vector) -> Vector:
+    """Returns what `x` adds to an orthonormal basis, of length one; zero if nothing."""
+    before_Q = jnp.sqrt(dot(x, x))
+    # Twice: what rounding leaves of the first pass is as large as what was removed.
+    for _ in range(2):
+        for u in basis:
+            x = add(x, -dot(x, u), u)
+    length_Q = jnp.sqrt(dot(x, x))
+    able_Q = length_Q > 10 * jnp.finfo(length_Q.dtype).eps * before_Q
+    return _scaled(x, jnp.where(able_Q, 1 / jnp.where(able_Q, length_Q, 1), 0))
+
+
+def _symmetric(columns: list[list[Array]]) -> Array:
+    """Returns `[Q, K, K]` from the columns of its upper half, each of arrays `[Q]`."""
+    zero_Q = jnp.zeros_like(columns[0][0])
+    padded = [x + [zero_Q] * (len(columns) - len(x)) for x in columns]
+    upper_QxKxK = jnp.asarray(padded).transpose(2, 1, 0)
+    return upper_QxKxK + jnp.triu(upper_QxKxK, 1).mT
 
 
 def _scaled(x: Vector, scale_Q: Array) -> Vector:

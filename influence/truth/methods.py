@@ -168,7 +168,7 @@ def unrolled(
         scale,
         min(STEPS, max(1, products // n)),
     )
-    return subject.scores(_none(subject, subject.params), solver)
+    return subject.scores(subject.fitted(), solver)
 
 
 def covering(score: Score, layers: tuple[str, ...] = EVERYTHING) -> Score:

@@ -1,5 +1,7 @@
 """Following training is a function of the exact matrix, in the optimizer's metric."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,11 @@ import pytest
 
 import influence
 from influence.curvature import gauss_newton
-from influence.curvature.diagonal import diagonal
+from influence.curvature.diagonal import diagonal, identity
 from influence.curvature.unrolled import Unrolled, adam_scale
+from influence.linalg.basis import Basis
 from influence.linalg.damping import Travelled
-from influence.model.supervised import Classification, labelled
+from influence.model.supervised import Classification, Regression, labelled
 
 RNG = np.random.default_rng(0)
 POINTS = labelled(RNG.normal(size=(10, 3)), RNG.integers(0, 3, 10))
@@ -37,7 +40,8 @@ def matrix():
 
 @pytest.mark.parametrize("scale", [{}, SCALE], ids=["descent", "adaptive"])
 def test_it_is_the_function_of_the_matrix_in_the_metric(scale):
-    solver = Unrolled(TASK, BATCHES, 3.0, scale, steps=WEIGHTS)
+    # After as many steps as there are weights nothing is left to add.
+    solver = Unrolled(TASK, BATCHES, 3.0, scale, steps=WEIGHTS + 1)
     found = solver(CURVATURE, PARAMS, V)
     s = jnp.ones(WEIGHTS)
     if scale:
@@ -83,3 +87,27 @@ def test_the_metric_is_adam_s_own_as_far_as_final_weights_tell_it():
 def test_another_layer_s_scale_is_an_error():
     with pytest.raises(ValueError, match="only one of them has in"):
         Unrolled(TASK, BATCHES, 1.0, {"out": SCALE["out"]})(CURVATURE, PARAMS, V)
+
+
+@pytest.mark.parametrize("size", [0.5, 2.0])
+def test_the_fitted_curvature_says_where_to_look(size):
+    # One output of a linear model: a Kronecker product can be the matrix itself.
+    x = RNG.normal(size=(20, 6)) * np.logspace(0, 2, 6)
+    points = labelled(x, RNG.normal(size=20))
+    task = Regression(lambda params, x: (x @ params["out"])[:, 0])
+    params, batches = {"out": jnp.ones((6, 1))}, points.batches(20)
+    none = identity(task, params, batches)
+    values, q = jnp.linalg.eigh(jnp.asarray(x.T @ x / 20))
+    (block,) = none.blocks.values()
+    whole = block._replace(inputs=Basis((q,)), lam_OxI=values[None])
+    known = replace(none, blocks={"out": whole})
+    v = {"out": jnp.ones((1, 1, 6))}
+    scale = {"out": jnp.full((1, 6), size)}
+
+    def found(curvature, steps):
+        solver = Unrolled(task, batches, 10.0, scale, steps=steps)
+        return solver(curvature, params, v).solved["out"]
+
+    exact = found(known, 6)
+    errors = [float(jnp.linalg.norm(found(c, 2) - exact)) for c in (none, known)]
+    assert errors[1] < errors[0] / 10
