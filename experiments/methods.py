@@ -40,7 +40,8 @@ from influence.runtime.driver import Driver
 from influence.runtime.evaluating.scoring import shown
 from influence.runtime.saves import Saves
 from influence.truth import methods
-from influence.truth.lds import LDS, ceiling, lds
+from influence.truth.correlation import Correlation
+from influence.truth.lds import ceiling, lds
 from influence.truth.methods import METHODS, WEIGHTS, Method
 from influence.truth.retraining import resampled, retrain, same_seed
 from influence.truth.reweighting import contributions, reweight
@@ -289,7 +290,7 @@ def _table(
     return [y for truth in bank.truth.values() for y in rows(scored, needs, truth)]
 
 
-def _numbers(found: LDS) -> dict[str, float]:
+def _numbers(found: Correlation) -> dict[str, float]:
     return dict(zip(("lds", "low", "high"), found.interval, strict=True))
 
 

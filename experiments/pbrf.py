@@ -21,10 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 import xarray as xr
@@ -46,14 +44,12 @@ from influence.curvature.solvers import (
     Solver,
 )
 from influence.linalg.damping import Absolute, Relative
-from influence.truth.lds import Interval
-from influence.truth.pbrf import pbrf
+from influence.truth.correlation import Correlation, pearson
+from influence.truth.pbrf import Held, Until, pbrf
 
 NAME = "pbrf"
 
 METHODS = ("dot", "EK-FAC", "LiSSA", "CG", "dense")
-
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,7 @@ class Settings:
       tasks: which of them; concrete is added where there is a path to it.
       measurements: of each task.
       damping: relative to the mean eigenvalue of each matrix.
+      copies: of a sequence, more and less.
       steps: of conjugate gradients; where they stand for the dense solution, as many as
         a residual of 0.001 takes.
       perceptron: how much of a regression or classification.
@@ -96,6 +93,7 @@ class Settings:
     tasks: tuple[str, ...] = ("diabetes", "digits")
     measurements: int = 10
     damping: float = 10.0
+    copies: float = 1.0
     steps: int = 5
     perceptron: Size = Size(100, None, 1000, 100, 1e-2, 1000, 100)
     decoder: Size = Size(30, 32, 16, 6, 5e-2, 100, 8)
@@ -158,53 +156,24 @@ def judged(setting: Setting, settings: Settings, seed: int) -> Judged:
         for method, (curved, solver) in solvers.items()
     }
     start = perf_counter()
-    with jax.enable_x64(True):
-        truth = pbrf(
-            task,
-            wider(params),
-            wider(curvature),
-            asked,
-            some.batches(size.at_once),
-            corpus=batches,
-            n_train=n,
-            damping=damping,
-            tolerance=size.tolerance,
-        )
+    truth = pbrf(
+        task,
+        params,
+        curvature,
+        asked,
+        some.batches(size.at_once),
+        Held(batches, damping, n, settings.copies),
+        until=Until(size.tolerance),
+    )
+    if bool(np.isnan(truth).any()):
+        raise ValueError(f"{setting.name}: not minimised, {truth['slope'].values}")
     kind = "converged CG" if decoder else "dense"
     return Judged(setting.name, truth, scores, perf_counter() - start, kind)
 
 
-def wider(tree: Any) -> Any:
-    """Returns arrays in float64: responses are differences of nearly equal numbers."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
-
-
-def correlations(truth: np.ndarray, scores: np.ndarray, places: np.ndarray) -> Any:
-    """Returns each query's Pearson correlation over sequences at places, `[S, Q]`."""
-    x, y = (values[:, places] for values in (truth, scores))
-    x, y = (values - values.mean(-1, keepdims=True) for values in (x, y))
-    return ((x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))).T
-
-
-def compared(found: Judged) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns each method's correlations by query, and resampled means of them."""
-    truth = found.truth.values
-    n, rng = truth.shape[1], np.random.default_rng(0)
-    # The same samples for every method, for much of what varies is common to them.
-    samples = rng.integers(n, size=(RESAMPLES, n))
-    return {
-        method: (
-            correlations(truth, x.values, np.arange(n)[None])[0],
-            correlations(truth, x.values, samples).mean(1),
-        )
-        for method, x in found.scores.items()
-    }
-
-
-def interval(each: np.ndarray, samples: np.ndarray) -> Interval:
-    """Returns the mean over queries and its 95 % bootstrap interval."""
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return Interval(float(each.mean()), float(low), float(high))
+def compared(found: Judged) -> dict[str, Correlation]:
+    """Returns how well each method's scores agree with the responses."""
+    return {k: pearson(x, found.truth) for k, x in found.scores.items()}
 
 
 def claims(found: Sequence[Judged]) -> list[Claim]:
@@ -213,11 +182,7 @@ def claims(found: Sequence[Judged]) -> list[Claim]:
     for x in found:
         r = compared(x)
 
-        def more(first: str, second: str, r: Any = r) -> Interval:
-            (a, samples_a), (b, samples_b) = r[first], r[second]
-            return interval(a - b, samples_a - samples_b)
-
-        over, near = more("EK-FAC", "dot"), more("EK-FAC", "LiSSA")
+        over, near = r["EK-FAC"] - r["dot"], r["EK-FAC"] - r["LiSSA"]
         said.append(
             Claim(
                 "EK-FAC correlates with PBRF more than products of gradients do "
@@ -234,7 +199,7 @@ def claims(found: Sequence[Judged]) -> list[Claim]:
                 True if near.low > -0.03 else False if near.high < -0.03 else None,
             )
         )
-        ladder = [more("dense", "CG"), more("CG", "EK-FAC")]
+        ladder = [r["dense"] - r["CG"], r["CG"] - r["EK-FAC"]]
         said.append(
             Claim(
                 f"{x.standing_in} ≥ CG ≥ EK-FAC, the more is known of the curvature "
@@ -266,8 +231,7 @@ def main(
     found = []
     for name in (*settings.tasks, *(["concrete"] if concrete else [])):
         x = judged(TASKS[name](paths.get(name), seed), settings, seed)
-        means = {k: interval(*v) for k, v in compared(x).items()}
-        said = ", ".join(f"{k} {v}" for k, v in means.items())
+        said = ", ".join(f"{k} {v.interval}" for k, v in compared(x).items())
         console.print(f"{name} ({x.seconds:.0f} s): {said}")
         found.append(x)
     everything = claims(found)
@@ -286,15 +250,15 @@ def main(
                 k: float(np.polyfit(y.values.ravel(), x.truth.values.ravel(), 1)[0])
                 for k, y in x.scores.items()
             },
-            "correlations": {k: each for k, (each, _) in compared(x).items()},
-            "mean": {k: interval(*v)._asdict() for k, v in compared(x).items()},
+            "correlations": {k: v.each.values for k, v in compared(x).items()},
+            "mean": {k: v.interval._asdict() for k, v in compared(x).items()},
         }
         for x in found
     ]
     write(NAME, seed=seed, settings=settings, rows=rows, claims=everything)
     with figure(NAME) as (axes,):
         for i, method in enumerate(METHODS):
-            means = [interval(*compared(x)[method]) for x in found]
+            means = [compared(x)[method].interval for x in found]
             value, low, high = np.array(means).T
             axes.bar(
                 np.arange(len(found)) + 0.16 * (i - 2),

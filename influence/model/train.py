@@ -59,6 +59,22 @@ class Recipe:
             self.last * self.rate,
         )
 
+    def distance(self, start: int, stop: int, labels: float) -> float:
+        """Returns how far updates go, for a loss averaged over sequences.
+
+        The sum of their learning rates times the optimizer's reach; over the labels a
+        sequence has, for training's loss is a mean over labels. An adaptive optimizer
+        does not see what the loss is divided by.
+
+        Args:
+          start: the first update.
+          stop: the one after the last.
+          labels: how many a sequence has.
+        """
+        rates = np.array([self.schedule(i) for i in range(start, stop)])
+        far = float(rates.sum()) * self.optimizer.reach
+        return far if self.optimizer.adaptive else far / float(labels)
+
     def transformation(self) -> optax.GradientTransformation:
         """Returns the optimizer on the schedule."""
         return self.optimizer(self.schedule)
@@ -207,16 +223,10 @@ class Training:
     def distance(self, start: int, stop: int) -> float:
         """Returns how far updates go, for a loss averaged over sequences.
 
-        The sum of their learning rates times the optimizer's reach; over the labels a
-        sequence has, for training's loss is a mean over labels. An adaptive optimizer
-        does not see what the loss is divided by.
+        See `Recipe.distance`; sequences have as many labels as they do on average.
         """
-        rates = np.array([self.recipe.schedule(i) for i in range(start, stop)])
-        far = float(rates.sum()) * self.recipe.optimizer.reach
-        if self.recipe.optimizer.adaptive:
-            return far
         counts = np.asarray(self.task.counts(self.data))
-        return far * len(counts) / counts.sum()
+        return self.recipe.distance(start, stop, counts.sum() / len(counts))
 
     def begun(self, seed: int) -> State:
         """Returns the state that training from a seed begins in."""

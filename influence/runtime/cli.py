@@ -11,8 +11,8 @@ from rich.markup import escape
 from influence.runtime.allocator import keep_memory
 from influence.runtime.demo import FAST, LARGE, SMALL
 from influence.runtime.demo import demo as run_demo
-from influence.runtime.evaluating import comparing, judging, removing
-from influence.runtime.evaluating.options import Lds, Methods, Removal
+from influence.runtime.evaluating import comparing, judging, removing, responding
+from influence.runtime.evaluating.options import Lds, Methods, Pbrf, Removal
 from influence.runtime.run import asking, fitting, scanning, showing
 from influence.runtime.run.options import Fit, Query, Report, Scan, Show, Status
 
@@ -85,6 +85,7 @@ def status(options: Annotated[Status, tyro.conf.arg(name=""), Flat]) -> None:
 
 Judgement = (
     Annotated[Lds, tyro.conf.subcommand("lds")]
+    | Annotated[Pbrf, tyro.conf.subcommand("pbrf")]
     | Annotated[Removal, tyro.conf.subcommand("removal")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
 )
@@ -93,9 +94,11 @@ Judgement = (
 
 @app.command
 def evaluate(options: Annotated[Judgement, tyro.conf.arg(name=""), Flat]) -> None:
-    """Judges scores by training again: are they true?"""
+    """Judges scores, mostly by training again: are they true?"""
     if isinstance(options, Lds):
         judging.judge(options, Console())
+    elif isinstance(options, Pbrf):
+        responding.respond(options, Console())
     elif isinstance(options, Removal):
         removing.remove(options, Console())
     else:

@@ -12,6 +12,7 @@ not converged, where retraining asks another question, and its derivative at `ε
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,41 @@ from influence.model.task import Task
 from influence.truth.bregman import Objectives, moved
 from influence.types import Batch, Batches, Layer, Params
 
+GONE = 1e3
+"""An objective whose slope has become so many times as steep has no minimum near."""
+
+
+class Held(NamedTuple):
+    """What holds the model in its place, and how hard it is pulled.
+
+    Attributes:
+      corpus: the sequences whose outputs are to stay.
+      damping: of each matrix, `λ`: of the scores that are judged.
+      n_train: how many sequences the model was trained on: a copy is `ε = 1/n_train`.
+      copies: how many copies more, and less: fewer than one are nearer to a derivative.
+    """
+
+    corpus: Iterable[Batch]
+    damping: Damping
+    n_train: int
+    copies: float = 1.0
+
+
+class Until(NamedTuple):
+    """When an objective is minimised.
+
+    Attributes:
+      slope: how much of it is left, in the norm of the fitted inverse, as a share of
+        what it begins with.
+      evaluations: of an objective, at most.
+    """
+
+    slope: float = 1e-3
+    evaluations: int = 500
+
+
+MINIMISED = Until()
+
 
 def pbrf(
     task: Task,
@@ -39,65 +75,71 @@ def pbrf(
     curvature: Curvature,
     measurements: Mapping[str, Measurement],
     batches: Batches,
+    held: Held,
     *,
-    corpus: Iterable[Batch],
-    n_train: int,
-    damping: Damping,
-    tolerance: float = 1e-3,
-    evaluations: int = 500,
+    until: Until = MINIMISED,
     run: Run = run,
 ) -> xr.DataArray:
-    """Returns `(query, train)`: half the difference between one copy more and one less.
+    """Returns `(query, train)`: half the difference between a copy more and one less.
 
     The objectives are minimised for real, by a quasi-Newton method that begins with the
     fitted curvature; those of a batch side by side. Each evaluation costs a gradient of
     the corpus for every sequence and either sign. Differences of nearly equal numbers
-    are taken: it wants float64.
+    are taken, so all is in float64, whatever parameters and curvature are in.
+
+    What is left of the slope is the coordinate `slope`. With a copy less the loss may
+    grow for ever, and where little holds the model the objective has no minimum: a
+    sequence whose objectives are not minimised has `nan`.
 
     Args:
       task: the model and its loss.
       params: its parameters, `θˢ`.
-      curvature: which layers move (all other parameters stay), and what `damping` is
+      curvature: which layers move (all other parameters stay), and what the damping is
         relative to; how it was fitted changes how long it takes, and nothing else.
       measurements: by name.
       batches: the sequences `z`.
-      corpus: the sequences whose outputs are to stay.
-      n_train: how many sequences the model was trained on: a copy is `ε = 1/n_train`.
-      damping: of each matrix, `λ`: of the scores that are judged.
-      tolerance: of an objective's slope, in the norm of the fitted inverse, as a share
-        of what it begins with. What was reached is the coordinate `slope`.
-      evaluations: of an objective, at most.
+      held: what holds the model.
+      until: when an objective is minimised.
       run: carries out the pass over the batches.
 
     Raises:
-      ValueError: if a parameter is not finite, a batch is not fit for the task, or an
-        objective is not minimised.
+      ValueError: if a parameter is not finite, a batch is not fit for the task, or no
+        objective is minimised.
 
     Example:
-      >>> from influence.truth.pbrf import pbrf
+      >>> from influence.truth.pbrf import Held, Until, pbrf
+      >>> held = Held(batches, influence.Relative(10.0), n_train=10)
+      >>> until = Until(slope=0.05)
       >>> truth = pbrf(
-      ...     task, params, curvature, measurements, batches,
-      ...     corpus=batches, n_train=10, damping=influence.Relative(10.0),
-      ...     tolerance=0.05,
+      ...     task, params, curvature, measurements, batches, held, until=until
       ... )
       >>> truth.dims, truth.idxmax("train").item()
       (('query', 'train'), 'up')
     """
     check_params(params)
     check_batches(task, params, batches)
-    corpus, values = list(corpus), together(measurements.values())
+    corpus, values = list(held.corpus), together(measurements.values())
+    copy = held.copies / held.n_train
+    with jax.enable_x64(True):
+        wide, curved = (_wider(x) for x in (params, curvature))
 
     def read(batch: Batch) -> np.ndarray:
-        objectives = Objectives(
-            task, params, curvature, corpus, batch, 1 / n_train, damping
-        )
-        x, slope_M = _minimised(objectives, tolerance, evaluations)
-        measured = _measured(values, curvature.layers, params, x)
+        with jax.enable_x64(True):
+            objectives = Objectives(
+                task, wide, curved, corpus, batch, copy, held.damping
+            )
+            x, slope_M = _minimised(objectives, until)
+            measured = _measured(values, curved.layers, wide, x)
         up, down = np.split(np.asarray(measured, float), 2)
-        return np.column_stack([slope_M.reshape(2, -1).max(0), (up - down) / 2])
+        slope_N = slope_M.reshape(2, -1).max(0)
+        change = (up - down) / (2 * held.copies)
+        change[slope_N > until.slope] = np.nan
+        return np.column_stack([slope_N, change])
 
     n = len(batches.ids)
     found = run(collected("proximal Bregman responses", read), batches)[:n]
+    _check_minimised(found[:, 0], until)
+    about = {"solver": "PBRF", "damping": str(held.damping), "copies": held.copies}
     return xr.DataArray(
         found[:, 1:].T,
         coords={
@@ -107,13 +149,30 @@ def pbrf(
         },
         dims=("query", "train"),
         name="score",
-        attrs=told(n_train, {"solver": "PBRF", "damping": str(damping)}.items()),
+        attrs=told(held.n_train, about.items()),
     )
 
 
-def _minimised(
-    objectives: Objectives, tolerance: float, evaluations: int
-) -> tuple[Matrices, np.ndarray]:
+def _check_minimised(slope_N: np.ndarray, until: Until) -> None:
+    if (slope_N > until.slope).all():
+        raise ValueError(
+            f"After {until.evaluations} evaluations none of {len(slope_N)} sequences' "
+            f"objectives is minimised: of the slope they began with "
+            f"{slope_N.min():.2g} is left where it is least, with a tolerance of "
+            f"{until.slope:g}. Allow more evaluations; if the slope has grown, damp "
+            "more, or ask for fewer copies."
+        )
+
+
+def _wider(tree: Any) -> Any:
+    def leaf(x: Array) -> Array:
+        whole = not jnp.issubdtype(x.dtype, jnp.floating)
+        return x if whole else jnp.asarray(x, jnp.float64)
+
+    return jax.tree.map(leaf, tree)
+
+
+def _minimised(objectives: Objectives, until: Until) -> tuple[Matrices, np.ndarray]:
     """Returns where the objectives are least, and what is left of each one's slope."""
 
     def size(point: Point) -> Array:
@@ -121,18 +180,13 @@ def _minimised(
 
     walk = lbfgs(objectives.evaluate, objectives.precondition, objectives.start())
     first = next(walk)
-    begun_M, slope_M = size(first), jnp.ones_like(first.value_M)
-    for point in islice(walk, evaluations):
+    begun_M, point, slope_M = size(first), first, jnp.ones_like(first.value_M)
+    for point in islice(walk, until.evaluations):
         slope_M = size(point) / begun_M
-        if bool((slope_M <= tolerance).all()):
-            return point.x, np.asarray(slope_M, float)
-    left = np.asarray(slope_M, float).reshape(2, -1).max(0)
-    raise ValueError(
-        f"After {evaluations} evaluations {int((left > tolerance).sum())} of "
-        f"{len(left)} sequences' objectives are not minimised: of the slope they began "
-        f"with {left.max():.2g} is left where it is most, with a tolerance of "
-        f"{tolerance:g}. Damp more, use float64, or allow more evaluations."
-    )
+        if bool(((slope_M <= until.slope) | ~(slope_M < GONE)).all()):
+            break
+    # What is not finite is not minimised.
+    return point.x, np.nan_to_num(np.asarray(slope_M, float), nan=np.inf)
 
 
 def _measured(

@@ -12,7 +12,7 @@ from influence.linalg.damping import Absolute, Relative
 from influence.model.supervised import Classification, Regression, labelled
 from influence.model.task import LanguageModel
 from influence.truth.bregman import divergence
-from influence.truth.pbrf import pbrf
+from influence.truth.pbrf import Held, Until, pbrf
 from influence.types import named_leaves, with_leaves
 from tests import cases
 
@@ -47,10 +47,8 @@ def test_of_a_linear_regression_it_is_the_closed_form():
         curvature,
         asked,
         points.batches(5),
-        corpus=points.batches(7),
-        n_train=n_train,
-        damping=Absolute(damping),
-        tolerance=1e-9,
+        Held(points.batches(7), Absolute(damping), n_train),
+        until=Until(1e-9),
     )
 
     def moved(n, eps):
@@ -84,10 +82,8 @@ def test_for_small_weights_it_is_the_dense_damped_solution(damping):
         curvature,
         asked,
         points.batches(12),
-        corpus=points.batches(12),
-        n_train=many,
-        damping=damping,
-        tolerance=1e-6,
+        Held(points.batches(12), damping, many),
+        until=Until(1e-6),
     )
     # The symmetric difference is off by the square of a copy's weight.
     scale = np.abs(scores.total).max().item()
@@ -105,10 +101,8 @@ def test_responses_do_not_depend_on_who_is_beside_them():
             curvature,
             asked,
             points.batches(size),
-            corpus=points.batches(12),
-            n_train=12,
-            damping=Relative(0.5),
-            tolerance=1e-7,
+            Held(points.batches(12), Relative(0.5), 12),
+            until=Until(1e-7),
         )
         for size in (12, 5)
     )
@@ -125,9 +119,16 @@ def test_only_the_curvature_s_layers_move():
     alone = likelihoods(
         linear, labelled(np.asarray(held), np.array([0, 1, 2]), list("abc"))
     )
-    options = {"n_train": 12, "damping": Absolute(0.1), "tolerance": 1e-8}
     whole, only = (
-        pbrf(task, params, top, asked, x.batches(12), corpus=x.batches(12), **options)
+        pbrf(
+            task,
+            params,
+            top,
+            asked,
+            x.batches(12),
+            Held(x.batches(12), Absolute(0.1), 12),
+            until=Until(1e-8),
+        )
         for task, x, asked in ((task, points, asked), (linear, inputs, alone))
     )
     np.testing.assert_allclose(whole, only, atol=1e-8)
@@ -161,18 +162,50 @@ def test_of_cross_entropy_the_divergence_is_that_of_kullback_and_leibler():
     assert first.min() > 0
 
 
-def test_an_objective_that_is_not_minimised_is_an_error():
+def test_a_share_of_a_copy_is_nearer_to_the_derivative():
     task, params, points, asked, curvature = classes()
-    with pytest.raises(ValueError, match=r"After 2 evaluations 12 of 12.*of 1e-09"):
+    batches, damping = points.batches(12), Relative(0.5)
+    query = influence.query(
+        curvature, params, asked, solver=Exact(task, batches, damping)
+    )
+    scores = influence.scan(task, params, query, batches).total
+    off = []
+    for copies in (0.1, 0.01):
+        held = Held(batches, damping, 12, copies)
+        found = pbrf(task, params, curvature, asked, batches, held, until=Until(1e-8))
+        off.append(float(np.abs(found - scores).max()))
+    # A symmetric difference is off by the square of what is taken.
+    assert off[1] == pytest.approx(off[0] / 100, rel=0.5)
+
+
+def test_where_nothing_is_minimised_it_is_an_error():
+    task, params, points, asked, curvature = classes()
+    held = Held(points.batches(12), Absolute(0.01), 12)
+    with pytest.raises(ValueError, match=r"After 2 evaluations none of 12.*of 1e-09"):
         pbrf(
             task,
             params,
             curvature,
             asked,
             points.batches(12),
-            corpus=points.batches(12),
-            n_train=12,
-            damping=Absolute(0.01),
-            tolerance=1e-9,
-            evaluations=2,
+            held,
+            until=Until(1e-9, 2),
         )
+
+
+def test_a_sequence_whose_objective_has_no_minimum_has_no_number():
+    # Ten copies less of a sequence are more than the damping holds.
+    task, params, points, asked, curvature = classes()
+    found = pbrf(
+        task,
+        params,
+        curvature,
+        asked,
+        points.batches(12),
+        Held(points.batches(12), Relative(0.5), 12, copies=10.0),
+        until=Until(1e-4),
+    )
+    lost = found["slope"].values > 1e-4
+    assert 0 < lost.sum() < 12
+    assert np.isnan(found.values[:, lost]).all()
+    assert np.isfinite(found.values[:, ~lost]).all()

@@ -1,28 +1,25 @@
-"""A run to be judged: its scores, and its model's training as a function."""
+"""A run to be judged by training again: its model's training as a function."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import xarray as xr
 from flax import nnx
 from rich.console import Console
 
-from influence.attribution.measurements import Measurement, measure
+from influence.attribution.measurements import measure
 from influence.model.examples import Examples
 from influence.model.train import Training
 from influence.model.transformer import Apply, Decoder
 from influence.runtime import formats
-from influence.runtime.evaluating.recipes import Trained, check_batch
+from influence.runtime.evaluating.scored import Scored, opened_scored
 from influence.runtime.models import Model, open_model
-from influence.runtime.run.asking import Question, asked, measurements
-from influence.runtime.run.found import found
-from influence.runtime.run.job import BASE, MODEL, Corpus, Job, Models, opened_job
-from influence.runtime.run.ledger import Stage, opened
+from influence.runtime.recipes import Trained, check_batch
+from influence.runtime.run.job import BASE, Corpus, Job, Models
+from influence.runtime.run.ledger import Stage
 from influence.truth.smoothness import metasmoothness
 from influence.types import Params, named_leaves
 
@@ -32,60 +29,29 @@ BASELINE = "truth/baseline.json"
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A run to be judged.
+class Bench(Scored):
+    """A run to be judged by training again.
 
     Attributes:
-      job: the run.
-      model: what it is of.
-      corpus: what the model was trained on.
-      scores: `(query, train)`, of all of the corpus.
       trained: how the model was trained.
       start: what is known of where training begins: a checksum.
       training: the same as a function.
       every: seconds between two saves.
     """
 
-    job: Job
-    model: Model
-    corpus: Corpus
-    scores: xr.DataArray
     trained: Trained
     start: str
     training: Training
     every: float
 
-    @cached_property
-    def questions(self) -> list[Question]:
-        """Returns what the run was asked."""
-        return asked(self.job)
-
-    @cached_property
-    def measurements(self) -> Mapping[str, Measurement]:
-        """Returns what is measured: what was asked."""
-        return measurements(self.model, self.questions)
-
     def stage(self, name: str, **inputs: str) -> Stage:
         """Returns a stage of the truth, of everything that retraining depends on."""
-        tokenizer = self.model.tokenizer
-        told = self.job.ledger.stages[f"queries of {MODEL}"]["inputs"]["questions"]
-        whole = {
-            **self.job.common(self.model.digest),
-            "corpus": self.corpus.digest,
-            "tokenizer": tokenizer.sha256 if tokenizer else "none",
-            "questions": told,
+        trained = {
             "recipe": str(self.trained.recipe),
             "start": self.start,
             "seed": str(self.trained.seed),
-            **inputs,
         }
-        return Stage(name, whole, {"role": MODEL, "corpus": self.corpus.source.name})
-
-    @property
-    def scored(self) -> dict[str, str]:
-        """Returns the checksum of the scores, as an input."""
-        name = f"scores of {self.corpus.source.name}"
-        return {"scores": self.job.ledger.stages[name]["checksum"]}
+        return super().stage(name, **trained, **inputs)
 
     def baseline(self) -> Mapping[str, Any]:
         """Returns what a retraining with everything measures, and how smooth it is.
@@ -135,18 +101,15 @@ def opened_bench(
       ValueError: if its scores are not of all it was trained on, or the recipe is not
         its model's.
     """
-    job = opened_job(opened(run), console, given)
-    results = found(job)
-    own = job.model(MODEL)
-    corpus = job.corpus(own)
+    scored = opened_scored(run, console, given)
+    job, own, corpus = scored.job, scored.model, scored.corpus
     _check_whole(job, corpus)
     check_batch(trained, len(corpus.packed))
     known, start = _start(job, own, trained)
     whole = next(iter(job.batches(corpus.packed, len(corpus.packed))))
     examples = Examples(whole.inputs, tuple(corpus.packed.ids))
     training = Training(own.task, trained.recipe, examples, start)
-    scores = results.total().transpose("query", "train")
-    return Bench(job, own, corpus, scores, trained, known, training, every)
+    return Bench(job, own, corpus, scored.scores, trained, known, training, every)
 
 
 def _check_whole(job: Job, corpus: Corpus) -> None:

@@ -37,8 +37,8 @@ from typing import Any, get_args
 from influence.model.train import AdamW
 from influence.runtime.evaluating.bench import SCRATCH
 from influence.runtime.evaluating.options import Word, protocol_of
-from influence.runtime.evaluating.recipes import Trained, recipe_of
-from influence.runtime.evaluating.tables import check_table, read_toml
+from influence.runtime.recipes import Trained, recipe_of
+from influence.runtime.tables import check_table, read_toml
 from influence.truth.methods import METHODS, TRAJECTORY
 from influence.truth.retraining import Protocol
 

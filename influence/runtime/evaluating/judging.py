@@ -12,11 +12,12 @@ from rich.table import Table
 from influence.runtime import formats
 from influence.runtime.evaluating.bench import Bench, opened_bench
 from influence.runtime.evaluating.options import Lds, protocol_of
-from influence.runtime.evaluating.recipes import read_recipe
+from influence.runtime.recipes import read_recipe
 from influence.runtime.run.job import Models, clock
 from influence.runtime.run.ledger import Stage, locked
 from influence.runtime.run.options import check_numbers
-from influence.truth.lds import Interval, ceiling, lds
+from influence.truth.correlation import Interval
+from influence.truth.lds import ceiling, lds
 from influence.truth.likeness import Likeness, likeness
 from influence.truth.retraining import Groups, Protocol, fold, labelled
 
@@ -132,7 +133,7 @@ class Judging:
         )
         word = self.options.protocol
         about = {**self.stage.about}
-        inputs = {**bench.scored, "retrainings": self.stage.key}
+        inputs = {**bench.checksum, "retrainings": self.stage.key}
         stage = Stage(f"LDS by {word}", inputs, about)
         ledger.begin(stage)
         ledger.run.write(f"truth/lds-{word}.json", formats.write_json(_row(found)))

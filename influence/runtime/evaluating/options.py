@@ -44,6 +44,36 @@ class Lds:
 
 
 @dataclass(frozen=True)
+class Pbrf:
+    """Holds a run's scores beside what they are the derivative of.
+
+    That is the proximal Bregman response: nothing is retrained, and no recipe needed.
+
+    Attributes:
+      run: The run folder, scanned to its end.
+      sequences: How many sequences' responses are found; they are drawn at random.
+      held: How many sequences' predictions are held in place; all if left out.
+      copies: How many copies of a sequence more and less; fewer than one are nearer to
+        a derivative.
+      tolerance: How much of an objective's slope may be left.
+      evaluations: Of an objective, at most.
+      draw: The seed both are drawn by.
+      at_once: Responses found side by side.
+      save_every: Seconds between saves, or more if saving takes over 2 % of the time.
+    """
+
+    run: Folder
+    sequences: int = 20
+    held: int | None = None
+    copies: float = 1.0
+    tolerance: float = 0.01
+    evaluations: int = 500
+    draw: int = 0
+    at_once: int = 4
+    save_every: float = 60.0
+
+
+@dataclass(frozen=True)
 class Removal:
     """Removes a query's top sequences, more and more of them, and trains again.
 

@@ -10,7 +10,7 @@ from influence.attribution.lexical import bm25
 from influence.runtime import formats
 from influence.runtime.evaluating.bench import Bench, opened_bench
 from influence.runtime.evaluating.options import Removal
-from influence.runtime.evaluating.recipes import read_recipe
+from influence.runtime.recipes import read_recipe
 from influence.runtime.run.asking import Question, chosen, question_tokens
 from influence.runtime.run.job import Models
 from influence.runtime.run.ledger import locked
@@ -72,7 +72,7 @@ def _removed(bench: Bench, options: Removal, question: Question) -> xr.Dataset:
     name = f"truth/removal-{number}.zarr"
     stage = bench.stage(
         f"removal for question {number}",
-        **bench.scored,
+        **bench.checksum,
         top=str(options.top),
         draw=str(options.draw),
         at_once=str(options.at_once),

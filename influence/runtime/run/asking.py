@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +13,10 @@ from influence.attribution.forms import Whitened
 from influence.attribution.measurements import Measurement, completions, contrast
 from influence.attribution.query import query as solve
 from influence.curvature.operator import Curvature
-from influence.curvature.solvers import ConjugateGradients, Eigenbasis, Solver
-from influence.linalg.damping import Relative
 from influence.runtime import formats
 from influence.runtime.data import split
 from influence.runtime.models import Model
+from influence.runtime.run import solving
 from influence.runtime.run.fitting import curvature_of, fitted
 from influence.runtime.run.job import (
     GB,
@@ -27,13 +26,9 @@ from influence.runtime.run.job import (
     Models,
     clock,
     opened_job,
-    sample,
 )
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
 from influence.runtime.run.options import Query, check_numbers
-
-DAMPING = {"ekfac": 0.1, "cg": 10.0}
-"""What each solver damps by if nothing is said, times the mean eigenvalue."""
 
 
 class Question(NamedTuple):
@@ -82,6 +77,7 @@ def query(
     with locked(options.run):
         ledger = opened(options.run)
         job = opened_job(ledger, console, given)
+        solving.check_solver(options, job)
         asked = questions(options)
         own = job.model(MODEL)
         corpus = job.corpus(own)
@@ -219,12 +215,13 @@ class _Asking:
         measured = measurements(self.model, asked)
         self.job.show(f"query {self.role}", self._plan(len(asked), curvature))
         rank = self.options.rank
+        about = self.job, self.role, self.model, self.corpus
         with self.job.driver.stage(stage.name):
             found = solve(
                 curvature,
                 self.model.params,
                 measured,
-                solver=self._solver(),
+                solver=solving.solver_of(*about, curvature, self.options),
                 compress=None if rank is None else Whitened(rank),
             )
         # Begun only now: what was solved before is lost to nothing that fails.
@@ -234,8 +231,6 @@ class _Asking:
 
     def stage(self, asked: list[Question]) -> Stage:
         """Returns the stage of the questions."""
-        options = asdict(self.options)
-        names = ("solver", "damping", "solve_on", "steps", "rank")
         artifacts = self.job.ledger.run.manifest["artifacts"]
         tokenizer = self.model.tokenizer
         inputs = {
@@ -243,9 +238,9 @@ class _Asking:
             "curvature": " ".join(artifacts[x]["sha256"] for x in self.files),
             "tokenizer": tokenizer.sha256 if tokenizer else "none",
             "questions": json.dumps([x._asdict() for x in asked]),
-            **{name: str(options[name]) for name in names},
+            **solving.inputs(self.options),
         }
-        if self.options.solver == "cg":
+        if solving.effort(self.options)[0]:
             inputs |= {
                 "corpus": self.corpus.digest,
                 "seed": str(self.job.options.seed),
@@ -263,43 +258,18 @@ class _Asking:
         # A batch that was timed is a forward and a backward pass, three forwards; a
         # product with the curvature is four, for every question.
         batches = count / timed["size"]
-        if options.solver == "cg":
-            batches += options.steps * count * options.solve_on / timed["size"] * 4 / 3
+        (sequences, steps), kept = solving.effort(options), solving.kept(options)
+        batches += steps * count * sequences / timed["size"] * 4 / 3
         rank = "" if options.rank is None else f", kept to rank {options.rank}"
         return {
             "questions": f"{count}",
             "layers": f"{len(curvature.layers)}",
-            "solver": f"{options.solver}, damping {self._damping():g} × the mean "
-            "eigenvalue"
-            + (
-                f", {options.steps} steps at most on {options.solve_on} sequences"
-                if options.solver == "cg"
-                else ""
-            ),
-            "memory": f"{8 * count * entries / GB:.2f} GB for gradients and solutions"
-            + rank,
+            "solver": solving.described(options),
+            "memory": f"{4 * kept * count * entries / GB:.2f} GB for gradients and "
+            f"solutions{rank}",
             "time": f"about {clock(batches * timed['seconds'])}, from a timed batch, "
             "and compiling",
         }
-
-    def _damping(self) -> float:
-        """Returns the damping, as a multiple of the mean eigenvalue."""
-        said = self.options.damping
-        return DAMPING[self.options.solver] if said is None else said
-
-    def _solver(self) -> Solver:
-        """Returns the solver the options name."""
-        damped = Relative(self._damping())
-        if self.options.solver == "ekfac":
-            return Eigenbasis(damped)
-        chosen = sample(
-            self.corpus.packed, self.options.solve_on, self.job.options.seed
-        )
-        size = self.job.noted(f"batch of {self.role}")["size"]
-        batches = self.job.batches(chosen, size)
-        return ConjugateGradients(
-            self.model.task, batches, damped, steps=self.options.steps
-        )
 
 
 def measurements(model: Model, asked: list[Question]) -> dict[str, Measurement]:

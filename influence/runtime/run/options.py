@@ -110,10 +110,12 @@ class Query:
       completion: What the model says then; as often as prompts.
       queries: A file of JSON lines with `prompt`, `completion` and, if you like, `name`
         and `instead`: another completion, to ask why the one rather than the other.
-      solver: `ekfac`, or `cg`: conjugate gradients, preconditioned by the curvature.
+      solver: `ekfac`; `cg`: conjugate gradients, preconditioned by the curvature; or
+        `unrolled`: training followed as its recipe says, without a damping.
+      recipe: A TOML file that says how the model was trained, for `unrolled`.
       damping: As a multiple of the mean eigenvalue; 0.1, or 10 with `cg`.
-      solve_on: Sequences conjugate gradients see.
-      steps: Of conjugate gradients, at most.
+      solve_on: Sequences that `cg` and `unrolled` see; 256, or 1024 with `unrolled`.
+      steps: Of `cg` at most, or of `unrolled`; 20, or 5 with `unrolled`.
       rank: Keep so many whitened directions of each layer's query; all if left out.
     """
 
@@ -121,10 +123,11 @@ class Query:
     prompt: Repeated = ()
     completion: Repeated = ()
     queries: Path | None = None
-    solver: Literal["ekfac", "cg"] = "ekfac"
+    solver: Literal["ekfac", "cg", "unrolled"] = "ekfac"
+    recipe: Path | None = None
     damping: float | None = None
-    solve_on: int = 256
-    steps: int = 20
+    solve_on: int | None = None
+    steps: int | None = None
     rank: int | None = None
 
 
@@ -196,17 +199,22 @@ LEAST = {
     "at_once": 1,
     "batch": 1,
     "chunk": 1,
+    "copies": 1e-6,
     "context": 2,
     "draws": 1,
+    "evaluations": 1,
+    "held": 1,
     "longest": 1,
     "n_train": 1,
     "rank": 1,
     "repeats": 1,
     "samples": 1,
+    "sequences": 3,
     "save_every": 0,
     "solve_on": 1,
     "steps": 1,
     "subsets": 2,
+    "tolerance": 1e-12,
     "top": 1,
 }
 """The smallest values that options make sense with."""

@@ -278,6 +278,7 @@ def _now(
         "scores": scores.get("checksum", "none"),
         "questions": queries["inputs"].get("questions", "none"),
         "retrainings": truth.get("key", "none"),
+        "responses": job.ledger.stages.get("responses", {}).get("key", "none"),
         **_made(job, role),
     }
 
@@ -321,9 +322,16 @@ def _upstream(job: Job, name: str, entry: Mapping[str, Any]) -> list[str]:
         return [f"corpus {corpus}", f"queries of {role}"]
     if kind in ("baseline", "retrainings"):
         return [f"corpus {corpus}"]
+    if kind == "responses":
+        return [
+            f"corpus {corpus}",
+            *job.noted(f"curvature of {role}").get("stages", []),
+        ]
     scores = f"scores of {named(str(role), corpus)}"
     if kind == "LDS":
         return [scores, "baseline", f"retrainings by {entry['protocol']}"]
+    if kind == "PBRF":
+        return [scores, "responses"]
     return [scores] if kind in ("tokens", "removal") else []
 
 

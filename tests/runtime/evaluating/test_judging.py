@@ -12,8 +12,8 @@ from rich.console import Console
 from influence.runtime.evaluating.bench import opened_bench
 from influence.runtime.evaluating.judging import Judging, judge
 from influence.runtime.evaluating.options import Lds, Removal, protocol_of
-from influence.runtime.evaluating.recipes import read_recipe
 from influence.runtime.evaluating.removing import counts, remove
+from influence.runtime.recipes import read_recipe
 from influence.runtime.run import showing
 from influence.runtime.run.asking import query
 from influence.runtime.run.fitting import fit

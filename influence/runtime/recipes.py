@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from influence.model.train import SGD, AdamW, Recipe
-from influence.runtime.evaluating.tables import check_table, kinds, read_toml
+from influence.runtime.tables import check_table, kinds, read_toml
 
 OPTIMIZERS: Mapping[str, type[AdamW] | type[SGD]] = {"adamw": AdamW, "sgd": SGD}
 
@@ -49,7 +49,7 @@ def read_recipe(path: Path) -> Trained:
       ValueError: if it says something that means nothing, or not enough.
 
     Example:
-      >>> from influence.runtime.evaluating.recipes import read_recipe
+      >>> from influence.runtime.recipes import read_recipe
       >>> told = read_recipe(how)
       >>> told.recipe.steps, told.recipe.batch, told.start
       (100, 5, 'start')

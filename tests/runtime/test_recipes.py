@@ -7,7 +7,7 @@ import pytest
 
 from influence.model.train import SGD, AdamW, Recipe
 from influence.runtime.evaluating.experiment import read_experiment
-from influence.runtime.evaluating.recipes import read_recipe
+from influence.runtime.recipes import read_recipe
 from tests.runtime.evaluating.make import recipe
 
 
