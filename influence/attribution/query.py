@@ -22,7 +22,7 @@ from influence.attribution.forms import Compress, Compressed, Dense, Form, Refor
 from influence.attribution.measurements import Likelihood, Measurement, as_tree
 from influence.attribution.scores import labelled
 from influence.curvature.operator import Curvature, Gradients
-from influence.curvature.solvers import Eigenbasis, Solver
+from influence.curvature.solvers import Eigenbasis, Solution, Solver
 from influence.linalg.kronecker import Kronecker
 from influence.linalg.solvers import dot
 from influence.model.check import check_params
@@ -156,11 +156,24 @@ def solved(
 ) -> Query:
     """Returns gradients `[Q, *stack, O, I]` as queries, solved and compressed."""
     solution = solver(curvature, params, gradients)
+    return posed(curvature, gradients, solution, facts, names, solver.about(), compress)
+
+
+def posed(
+    curvature: Curvature,
+    gradients: Gradients,
+    solution: Solution,
+    facts: Mapping[str, tuple[float, ...]],
+    names: Iterable[str],
+    about: Mapping[str, str],
+    compress: Compress | None,
+) -> Query:
+    """Returns gradients that are solved already as queries, compressed."""
     own = dot(gradients, solution.solved)
     forms, kept = _compressed(curvature, solution.solved, compress)
-    about = {
+    said = {
         "layers": " ".join(x.name for x in curvature.layers),
-        **solver.about(),
+        **about,
         "curvature": curvature.about,
         "curvature_sequences": curvature.sequences,
         "query_rank": "full" if compress is None else str(compress),
@@ -171,7 +184,7 @@ def solved(
         tuple(names),
         forms,
         tuple(facts.items()),
-        tuple(about.items()),
+        tuple(said.items()),
     )
 
 

@@ -10,28 +10,34 @@ segment's eigenbasis it is filtered twice, into what that segment's sequences do
 
 With one checkpoint and distance it needs nothing but the final weights and the recipe:
 an influence function whose damping is not chosen but follows from training.
+
+An adaptive optimizer descends in a metric of its own, which no eigenbasis of `G` is
+good for: there the filters are those of the exact matrix in that metric (`Metric`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import xarray as xr
+from jax import Array
 
 from influence.attribution.measurements import Measurement
-from influence.attribution.query import Query, gradients, query, solved
+from influence.attribution.query import Query, gradients, posed, query
 from influence.attribution.scan import scan
-from influence.curvature.operator import Curvature
-from influence.curvature.solvers import Eigenbasis
+from influence.curvature import gauss_newton
+from influence.curvature.operator import Curvature, Gradients
+from influence.curvature.solvers import Eigenbasis, Solution
+from influence.curvature.unrolled import Unrolled
 from influence.fold import Run, run
 from influence.linalg.damping import Absolute, Remaining, Travelled
 from influence.model.task import Task
-from influence.model.train import State, Training
+from influence.model.train import Training
 from influence.types import Batches, Params
 
 
@@ -49,6 +55,21 @@ class Segment:
     distance: float
 
 
+@dataclass(frozen=True)
+class Metric:
+    """What an adaptive optimizer makes of a segment.
+
+    Attributes:
+      scale: `params -> s`, the root of its metric by layer, at a model: `adam_scale`.
+      batches: the sequences that exact products are averaged over.
+      steps: how many of them a segment takes.
+    """
+
+    scale: Callable[[Params], Mapping[str, Array]]
+    batches: Batches
+    steps: int = 5
+
+
 Fitted = Callable[[Params], Curvature]
 """`params -> curvature`: fits the curvature at a model."""
 
@@ -61,19 +82,22 @@ def source(
     batches: Batches,
     fitted: Fitted,
     *,
+    metric: Metric | None = None,
     run: Run = run,
 ) -> xr.DataArray:
     """Returns `(query, train)`: influence through each segment, summed.
 
-    Costs for each segment what a fit, a query and a scan cost.
+    Costs for each segment what a fit, a query and a scan cost; in a metric the query is
+    as dear as with conjugate gradients.
 
     Args:
       task: the model and its loss.
       params: the final parameters, which are measured.
-      segments: of training by gradient descent, the first one first.
+      segments: of training, the first one first.
       measurements: by name.
       batches: the training sequences.
       fitted: how curvature is fitted at each segment.
+      metric: of an adaptive optimizer; plain descent has none.
       run: carries out the scans.
 
     Raises:
@@ -96,22 +120,60 @@ def source(
         curvature = fitted(segment.params)
         if left is None:
             left, values = gradients(curvature.layers, params, measurements)
-        asked = solved(
+        followed = _followed(task, segment, curvature, left, metric)
+        asked = posed(
             curvature,
-            segment.params,
             left,
+            followed.solution,
             {"value": values},
             measurements,
-            Eigenbasis(Travelled(segment.distance)),
+            followed.about,
             None,
         )
         shares.append(_total(task, segment, asked, batches, run))
-        left = curvature.filtered(left, Remaining(segment.distance))
+        left = followed.left
     return _told(
         shares,
-        solver=f"SOURCE, {len(segments)} segments",
+        solver=f"SOURCE, {len(segments)} segments"
+        + (", in the optimizer's metric" if metric else ""),
         damping=", ".join(f"{x.distance:g}" for x in segments),
     )
+
+
+class _Followed(NamedTuple):
+    """A query behind a segment: what the segment does to it, and what is left."""
+
+    solution: Solution
+    about: Mapping[str, str]
+    left: dict[str, Array]
+
+
+def _followed(
+    task: Task,
+    segment: Segment,
+    curvature: Curvature,
+    asked: Gradients,
+    metric: Metric | None,
+) -> _Followed:
+    """Returns a query followed through a segment, backwards."""
+    if metric is None:
+        solver = Eigenbasis(Travelled(segment.distance))
+        left = curvature.filtered(asked, Remaining(segment.distance))
+        solution = solver(curvature, segment.params, asked)
+        return _Followed(solution, solver.about(), left)
+    solver = Unrolled(
+        task,
+        metric.batches,
+        segment.distance,
+        metric.scale(segment.params),
+        metric.steps,
+    )
+    solution = solver(curvature, segment.params, asked)
+    # exp(-d G P) v = v - G h: what is gone is what the matrix makes of the solution.
+    act = gauss_newton.operator(task, curvature.layers, segment.params, metric.batches)
+    gone = act(solution.solved)
+    left = {k: x - gone[k] for k, x in asked.items()}
+    return _Followed(solution, solver.about(), left)
 
 
 def tracin(
@@ -174,8 +236,7 @@ def segments(
     (FAST-SOURCE, Bae et al. 2024: the mean of models in place of mean gradients and
     curvatures.)
 
-    Of an adaptive optimizer the metric is one number here, the mean over parameters of
-    what it divides by in each segment: coarser than plain descent's.
+    Of an adaptive optimizer distances are in its metric, which `source` takes apart.
 
     Args:
       training: how the model came to be.
@@ -187,7 +248,7 @@ def segments(
       >>> from influence.attribution.unrolled import segments
       >>> training = train.Training(task, recipe, examples, lambda seed: start)
       >>> [round(x.distance, 2) for x in segments(training, 0, count=2)]
-      [20.83, 3.96]
+      [1.19, 0.31]
     """
     recipe = training.recipe
     marks = np.linspace(0, recipe.steps, count * each + 1).round().astype(int)
@@ -196,20 +257,8 @@ def segments(
     for i in range(count):
         own = states[i * each : (i + 1) * each]
         far = training.distance(int(marks[i * each]), int(marks[(i + 1) * each]))
-        if recipe.optimizer.adaptive:
-            far *= float(np.mean([_metric(training, x) for x in own]))
         found.append(Segment(mean_params([x.params for x in own]), far))
     return found
-
-
-def _metric(training: Training, state: State) -> float:
-    """Returns the mean of one over the root second moment, of sequences' gradients."""
-    moments = optax.tree_utils.tree_get(state.optimizer, "nu")
-    labels = np.asarray(training.task.counts(training.data)).sum()
-    each = labels / len(training.examples)
-    roots = np.concatenate([np.sqrt(x).ravel() for x in jax.tree.leaves(moments)])
-    # A parameter that was never moved has no metric.
-    return float((1 / (roots[roots > 0] * each)).mean())
 
 
 def mean_params(checkpoints: Sequence[Params]) -> Params:

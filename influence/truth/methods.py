@@ -12,13 +12,14 @@ from functools import partial, reduce
 import jax
 import numpy as np
 import xarray as xr
+from jax import Array
 
 from influence.attribution import sketch
 from influence.attribution.lexical import bm25
 from influence.attribution.metagradients import metagradients
 from influence.attribution.normalise import unit
 from influence.attribution.self_influence import self_influence
-from influence.attribution.unrolled import segments, source, tracin
+from influence.attribution.unrolled import Metric, segments, source, tracin
 from influence.curvature.covariance import Factors, PerSequence, PerToken
 from influence.curvature.diagonal import diagonal, identity
 from influence.curvature.kfac import kfac
@@ -151,21 +152,12 @@ def unrolled(
     """
     training = subject.training
     task, recipe, n = training.task, training.recipe, len(training.examples)
-    scale = {}
-    if recipe.optimizer.adaptive:
-        squares = diagonal(
-            task,
-            subject.params,
-            subject.batches,
-            layers=subject.layers,
-            run=subject.run,
-        )
-        scale = adam_scale(squares, recipe.batch)
+    adaptive = recipe.optimizer.adaptive
     solver = Unrolled(
         task,
         subject.sample(min(n, products)),
         share * training.distance(0, recipe.steps),
-        scale,
+        _metric(subject, subject.params) if adaptive else {},
         min(STEPS, max(1, products // n)),
     )
     return subject.scores(subject.fitted(), solver)
@@ -212,8 +204,9 @@ def exact(subject: Subject, *, damping: Damping = Relative()) -> xr.DataArray:
 
 
 def of_source(subject: Subject, *, count: int = 3, each: int = 2) -> xr.DataArray:
-    """Returns the scores of SOURCE, for training by gradient descent."""
+    """Returns the scores of SOURCE, in the optimizer's metric if it has one."""
     training = subject.training
+    metric = Metric(partial(_metric, subject), subject.batches)
     return source(
         training.task,
         subject.params,
@@ -221,6 +214,7 @@ def of_source(subject: Subject, *, count: int = 3, each: int = 2) -> xr.DataArra
         subject.measurements,
         subject.batches,
         subject.fitted,
+        metric=metric if training.recipe.optimizer.adaptive else None,
         run=subject.run,
     )
 
@@ -340,6 +334,18 @@ def _none(subject: Subject, params: Params) -> Curvature:
     return identity(
         subject.training.task, params, subject.batches, layers=subject.layers
     )
+
+
+def _metric(subject: Subject, params: Params) -> dict[str, Array]:
+    """Returns the root of the optimizer's metric, as a model tells it."""
+    squares = diagonal(
+        subject.training.task,
+        params,
+        subject.batches,
+        layers=subject.layers,
+        run=subject.run,
+    )
+    return adam_scale(squares, subject.training.recipe.batch)
 
 
 def _present(subject: Subject, patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ A score says how much a measurement rises per added copy of a sequence, so remov
 set of sequences should change it by minus the sum of their scores. Here the sequences
 are removed for real: weight zero, same start, same batches in the same order, same
 denominators. Beside them as many random ones of the others, and as many that share the
-query's words. For one query, more and more of them: a curve.
+query's words. For one query, more and more of them, sequences or single labels: a
+curve.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,60 +131,71 @@ def curve(
     seed: int,
     measurement: Measurement,
     scores: xr.DataArray,
-    lexical: xr.DataArray,
     counts: Sequence[int],
     *,
+    lexical: xr.DataArray | None = None,
     draw: int = 0,
     at_once: int = 1,
     run: Run = run,
 ) -> xr.Dataset:
     """Removes more and more of what one query's scores rank first, and measures.
 
-    And of random other sequences, and of what BM25 ranks first. Trains once with
-    everything, and three times for each count.
+    And of random others, and of what BM25 ranks first. What is removed are sequences,
+    or single labels: a sequence whose label is removed is read as it was, and the token
+    not predicted any more. Trains once with everything, and once for each count and
+    ranking.
 
     Args:
       training: how the model came to be.
       seed: of the training.
       measurement: the query.
-      scores: `(train,)`, of the query, in its unit per added copy.
-      lexical: `(train,)`, the lexical baseline's.
+      scores: of the query, in its unit per added copy: `(train,)`, or of every label,
+        `(train, token)`, as `output_token_scores` shares them out.
       counts: how many are removed, ascending.
-      draw: the seed random sequences are drawn by.
+      lexical: the lexical baseline's, as the scores are.
+      draw: the seed random ones are drawn by.
       at_once: how many trainings side by side.
       run: carries out the pass over all retrainings.
 
     Returns:
       `predicted`, minus the sum of scores, and `measured`, `(ranking, count)`: changes
-      of the measurement; with the names of what is `removed`, `(ranking, rank)`.
+      of the measurement; with the names of what is `removed`, `(ranking, rank)`, of a
+      label with its `position`.
 
     Raises:
-      ValueError: if fewer sequences would be left than are removed.
+      ValueError: if fewer would be left than are removed, or scores are of others than
+        the training's sequences or labels.
 
     Example:
       >>> from influence.truth.removal import curve
       >>> training = train.Training(task, recipe, examples, lambda seed: start)
       >>> ((name, asked),) = measurements.items()
-      >>> words = influence.bm25({name: [1, 2, 3]}, tokens, ids)
-      >>> own, other = scores.total.sel(query=name), words.sel(query=name)
-      >>> found = curve(training, 0, asked, own, other, [1, 2])
+      >>> words = influence.bm25({name: [1, 2, 3]}, tokens, ids).sel(query=name)
+      >>> own = scores.total.sel(query=name)
+      >>> found = curve(training, 0, asked, own, [1, 2], lexical=words)
       >>> found.removed.sel(ranking="top").values.tolist()[0]
       'up'
       >>> float(found.measured.sel(ranking="top", count=1)) < 0
       True
     """
-    orders = _orders(scores.values, lexical.values, counts[-1], draw)
+    counted = _counted(training, scores)
+    values = scores.values.ravel()
+    orders = _orders(values, counted, counts[-1], draw)
+    if lexical is not None:
+        _counted(training, lexical)
+        orders["bm25"] = _first(lexical.values.ravel(), counted, counts[-1])
     sets = [(), *(x[:count] for x in orders.values() for count in counts)]
-    weights_MxN = np.ones((len(sets), len(scores)), np.float32)
-    for row, places in zip(weights_MxN, sets, strict=True):
+    weights = np.ones((len(sets), *scores.shape), np.float32)
+    for row, places in zip(weights.reshape(len(sets), -1), sets, strict=True):
         row[np.asarray(places, int)] = 0
-    groups = list(grouped(weights_MxN, (seed,) * len(sets), at_once))
+    groups = list(grouped(weights, (seed,) * len(sets), at_once))
     asked = {"query": measurement}
     before, *after = run(measuring(training, asked, len(sets), at_once), groups)[:, 0]
     order_RxK = np.stack([*orders.values()])
-    totals_RxK = np.cumsum(scores.values[order_RxK], axis=1)
+    totals_RxK = np.cumsum(values[order_RxK], axis=1)
     shape = (len(orders), len(counts))
-    return xr.Dataset(
+    which_RxK, *where_RxK = np.unravel_index(order_RxK, scores.shape)
+    found = xr.Dataset(
         {
             "predicted": (("ranking", "count"), -totals_RxK[:, np.array(counts) - 1]),
             "measured": (("ranking", "count"), np.reshape(after, shape) - before),
@@ -191,28 +203,50 @@ def curve(
         coords={
             "ranking": list(orders),
             "count": list(counts),
-            "removed": (("ranking", "rank"), scores["train"].values[order_RxK]),
+            "removed": (("ranking", "rank"), scores["train"].values[which_RxK]),
         },
     )
+    for position_RxK in where_RxK:
+        found = found.assign_coords(position=(("ranking", "rank"), position_RxK))
+    return found
+
+
+def _counted(training: Training, scores: xr.DataArray) -> np.ndarray:
+    """Returns which of what was scored the training counts, flat.
+
+    Raises:
+      ValueError: if it was not the training's sequences or labels.
+    """
+    labels = np.asarray(training.task.counts(training.data))
+    counted = labels if scores.ndim == 2 else np.ones(len(labels), bool)
+    if scores.shape != counted.shape:
+        raise ValueError(
+            f"The scores are of {scores.shape}, and the training has {counted.shape} "
+            f"{'labels' if scores.ndim == 2 else 'sequences'}. Score all of them."
+        )
+    return counted.ravel()
 
 
 def _orders(
-    scores_N: np.ndarray, lexical_N: np.ndarray, most: int, draw: int
+    scores_N: np.ndarray, counted_N: np.ndarray, most: int, draw: int
 ) -> dict[str, np.ndarray]:
     """Returns the places that are removed, in their order, by ranking."""
-    n = len(scores_N)
+    n = int(counted_N.sum())
     if 2 * most > n:
         raise ValueError(
-            f"{most} of {n} sequences can't be removed and compared with as many "
-            f"others. Remove {n // 2} at most."
+            f"{most} of {n} can't be removed and compared with as many others. Remove "
+            f"{n // 2} at most."
         )
-    top = np.argsort(-scores_N, kind="stable")[:most]
-    others = np.setdiff1d(np.arange(n), top)
-    return {
-        "top": top,
-        "random": np.random.default_rng(draw).choice(others, most, replace=False),
-        "bm25": np.argsort(-lexical_N, kind="stable")[:most],
-    }
+    top = _first(scores_N, counted_N, most)
+    others = np.setdiff1d(np.flatnonzero(counted_N), top)
+    random = np.random.default_rng(draw).choice(others, most, replace=False)
+    return {"top": top, "random": random}
+
+
+def _first(scores_N: np.ndarray, counted_N: np.ndarray, most: int) -> np.ndarray:
+    """Returns the highest of what is counted."""
+    places = np.flatnonzero(counted_N)
+    return places[np.argsort(-scores_N[places], kind="stable")[:most]]
 
 
 def by_rank(scores: xr.DataArray) -> Iterator[int]:

@@ -6,7 +6,7 @@ import pytest
 
 from influence.attribution.measurements import likelihoods
 from influence.attribution.metagradients import metagradients
-from influence.attribution.unrolled import Segment, mean_params, source, tracin
+from influence.attribution.unrolled import Metric, Segment, mean_params, source, tracin
 from influence.curvature.diagonal import identity
 from influence.curvature.operator import Curvature
 from influence.linalg.basis import Basis
@@ -73,6 +73,28 @@ def test_segments_in_one_are_the_segments_one_by_one_if_nothing_changes_between(
     np.testing.assert_allclose(found, whole, atol=1e-12)
     assert found.attrs["solver"] == "SOURCE, 3 segments"
     assert found.attrs["unit"] == "nats per added copy"
+
+
+def test_in_a_metric_it_is_preconditioned_descent_on_a_quadratic():
+    params = {"w": jnp.asarray(RNG.normal(size=(4, 1)))}
+    square = RNG.uniform(0.2, 3.0, size=4)  # P, what the optimizer divides by
+    far = (0.7, 0.4)
+    metric = Metric(lambda _: {"w": jnp.sqrt(jnp.asarray(square))[None]}, BATCHES, 6)
+    segments = [Segment(params, x) for x in far]
+    found = source(TASK, params, segments, ASKED, BATCHES, exact, metric=metric)
+    # As many small steps as make a flow of it: w ← w - η P ∇.
+    steps, matrix = 4000, X.T @ X / 16
+    w = np.asarray(params["w"])
+    gradients = (X * (X @ w - Y[:, None])).T / 16
+    moved = np.zeros((4, 16))
+    for distance in far:
+        for _ in range(steps):
+            moved -= distance / steps * square[:, None] * (matrix @ moved + gradients)
+    x, y = HELD_OUT.inputs["x"], HELD_OUT.inputs["label"]
+    known = -(x * (x @ w - y[:, None])) @ moved
+    # Euler's steps are off by their size.
+    np.testing.assert_allclose(found, known, atol=1e-3 * abs(known).max())
+    assert found.attrs["solver"] == "SOURCE, 2 segments, in the optimizer's metric"
 
 
 def test_training_for_ever_is_the_influence_function():

@@ -113,7 +113,7 @@ def test_a_curve_is_what_training_without_the_first_of_a_ranking_changes():
         xr.DataArray(rng.normal(size=6), coords={"train": list(examples.ids)})
         for _ in range(2)
     )
-    found = curve(training, 0, asked, scores, words, [1, 3], at_once=2)
+    found = curve(training, 0, asked, scores, [1, 3], lexical=words, at_once=2)
     assert set(found.removed.sel(ranking="top").values).isdisjoint(
         found.removed.sel(ranking="random").values
     )
@@ -137,4 +137,46 @@ def test_a_curve_leaves_as_many_as_it_removes():
     scores = xr.DataArray(np.zeros(6), coords={"train": list("abcdef")})
     training = train.Training(TASK, RECIPE, influence.sequences(TEXTS), lambda _: TABLE)
     with pytest.raises(ValueError, match="4 of 6 .* Remove 3 at most"):
-        curve(training, 0, lambda _: jnp.zeros(()), scores, scores, [1, 4])
+        curve(training, 0, lambda _: jnp.zeros(()), scores, [1, 4])
+
+
+def test_a_curve_of_labels_is_what_training_without_predicting_them_changes():
+    examples = influence.sequences([*TEXTS[:5], [1, 3]])
+    training = train.Training(TASK, RECIPE, examples, lambda seed: TABLE)
+    (asked,) = influence.completions(TASK, {"a": ([1], [2])}).values()
+    # Eleven labels, and one place that has none, which no ranking may remove.
+    counts = np.asarray(TASK.counts(examples.inputs))
+    values = np.random.default_rng(0).normal(size=counts.shape)
+    values[~counts] = 100
+    scores = xr.DataArray(
+        values, {"train": list(examples.ids)}, dims=("train", "token")
+    )
+    found = curve(training, 0, asked, scores, [1, 5], at_once=2)
+    assert list(found["ranking"].values) == ["top", "random"]
+    before = measure(asked, training(np.ones(6), 0))
+    for ranking in ("top", "random"):
+        gone = found.sel(ranking=ranking)
+        rows = [examples.ids.index(x) for x in gone.removed.values]
+        places = list(zip(rows, gone.position.values.tolist(), strict=True))
+        assert all(counts[x] for x in places)
+        for count in (1, 5):
+            weights = np.ones(counts.shape)
+            for place in places[:count]:
+                weights[place] = 0
+            after = measure(asked, training(weights, 0))
+            at = gone.sel(count=count)
+            assert float(at.measured) == pytest.approx(after - before, abs=1e-6)
+            assert float(at.predicted) == pytest.approx(
+                -sum(values[x] for x in places[:count])
+            )
+    labels = np.sort(values[counts])[::-1]
+    assert float(found.predicted.sel(ranking="top", count=5)) == pytest.approx(
+        -labels[:5].sum()
+    )
+
+
+def test_scores_of_other_labels_are_an_error():
+    training = train.Training(TASK, RECIPE, influence.sequences(TEXTS), lambda _: TABLE)
+    scores = xr.DataArray(np.zeros((6, 9)), dims=("train", "token"))
+    with pytest.raises(ValueError, match=r"of \(6, 9\), and the training has \(6, 3\)"):
+        curve(training, 0, lambda _: jnp.zeros(()), scores, [1])

@@ -129,7 +129,8 @@ class _Responding:
     def stage(self) -> Stage:
         """Returns the stage of the responses."""
         artifacts = self.scored.job.ledger.run.manifest["artifacts"]
-        names = ("sequences", "held", "copies", "tolerance", "draw", "at_once")
+        names = ("sequences", "held", "copies", "tolerance", "evaluations")
+        names += ("draw", "at_once")
         return self.scored.stage(
             "responses",
             curvature=" ".join(artifacts[x]["sha256"] for x in self.files),
@@ -286,8 +287,8 @@ def _check_enough(minimised: int, asked: int) -> None:
 
 
 def _slope(x_N: np.ndarray, y_N: np.ndarray) -> float:
-    """Returns the slope of a line through points; none if they are all at one place."""
-    return float(np.polyfit(x_N, y_N, 1)[0]) if np.ptp(x_N) > 0 else float("nan")
+    """Returns the slope of a line through points; 0 if they are all at one place."""
+    return float(np.polyfit(x_N, y_N, 1)[0]) if np.ptp(x_N) > 0 else 0.0
 
 
 def _row(found: Responded) -> dict[str, object]:
