@@ -1,6 +1,9 @@
 """Every method on one task, judged by retraining: which scores are true?
 
-    python -m experiments.methods --task digits|diabetes|concrete|language [--path FILE]
+    python -m experiments.methods --task TASK [--path FILE]
+
+`TASK` is `digits`, `diabetes`, `concrete` (with `--path`), `language`, or
+`language-large` for a machine with an accelerator (`experiments/tasks.py`).
 
 Trains the task's model, retrains it without random subsets, and correlates what was
 measured with what each method's scores predict (LDS). Two banks, of other subsets and
@@ -67,7 +70,7 @@ class Options:
         a row wherever they are kept.
     """
 
-    task: Literal["digits", "diabetes", "concrete", "language"]
+    task: Literal["digits", "diabetes", "concrete", "language", "language-large"]
     path: Path | None = None
     work: Path | None = None
     methods: tuple[str, ...] = ()

@@ -75,7 +75,7 @@ class Options:
       seed: of the split of the data, of the model, and of kronfluence's labels.
     """
 
-    task: Literal["digits", "diabetes", "concrete", "language"]
+    task: Literal["digits", "diabetes", "concrete", "language", "language-large"]
     path: Path | None = None
     work: Path | None = None
     table: Path = FOLDER / "methods_kronfluence.json"

@@ -96,23 +96,67 @@ def concrete(path: Path | None, seed: int) -> Setting:
     return _supervised("concrete", Regression(_number), recipe, x, y, 800, 1, seed)
 
 
-def language(path: Path | None, seed: int) -> Setting:
+SMOOTH = AdamW(clip=None, root=1e-8)
+
+
+class Shape(NamedTuple):
+    """How large a language model is, and how it is trained.
+
+    Attributes:
+      config: the decoder's sizes.
+      sequences: how many it is tuned on.
+      reading: how it is trained on what came before.
+      tuning: how it is trained on them.
+      at_once: how many trainings side by side.
+    """
+
+    config: Config
+    sequences: int
+    reading: Recipe
+    tuning: Recipe
+    at_once: int
+
+
+LITTLE = Shape(
+    Config(vocabulary=512, context=48, width=48, hidden=96, heads=4, blocks=2),
+    1024,
+    Recipe(600, 64, 1e-2, SMOOTH),
+    Recipe(64, 64, 3e-3, SMOOTH, warmup=0.25),
+    4,
+)
+"""95,472 parameters: 100 retrainings take minutes on two cores."""
+
+LARGE = Shape(
+    Config(vocabulary=2048, context=128, width=256, hidden=688, heads=8, blocks=6),
+    8192,
+    Recipe(4000, 64, 3e-3, SMOOTH),
+    Recipe(512, 64, 1e-3, SMOOTH, warmup=0.25),
+    8,
+)
+"""5.8 million, for machines with an accelerator, and a text of ten megabytes."""
+
+
+def language(path: Path | None, seed: int, *, shape: Shape = LITTLE) -> Setting:
     """Returns next-token prediction on Python's standard library, or on a text.
 
-    A decoder of 95,472 parameters that has read the first three quarters of the text is
-    trained on 1,024 sequences of 48 tokens of the last, four times each: how language
-    models mostly are trained on data that somebody asks about.
+    A decoder that has read the first three quarters of the text is trained on sequences
+    of the last, four times each: how language models mostly are trained on data that
+    somebody asks about.
 
     Args:
       path: of a text; Python's standard library if none.
       seed: of the split.
+      shape: how large it is.
+
+    Raises:
+      ValueError: if the text is too short.
     """
     texts = (
         read_modules(MODULES)
         if path is None
         else [Text(path.stem, path.read_text(encoding="utf-8"))]
     )
-    config = Config(vocabulary=512, context=48, width=48, hidden=96, heads=4, blocks=2)
+    config, n = shape.config, shape.sequences
     tokenizer = train_tokenizer(texts, config.vocabulary)
     pieces = [
         (f"{text.id}:{at}", ids[at : at + config.context])
@@ -120,37 +164,38 @@ def language(path: Path | None, seed: int) -> Setting:
         for ids in [tokenizer.encode(text.text).ids]
         for at in range(0, len(ids) - config.context + 1, config.context)
     ]
-    before = min(len(pieces) * 3 // 4, len(pieces) - 1024 - QUERIES)
+    before = min(len(pieces) * 3 // 4, len(pieces) - n - QUERIES)
+    if before < shape.reading.batch:
+        raise ValueError(
+            f"The text has {len(pieces):,} sequences of {config.context} tokens. It "
+            f"takes {n + QUERIES:,} to train on and to ask about, and as many as a "
+            "batch to have read before. Give a longer one."
+        )
     order = before + np.random.default_rng(seed).permutation(len(pieces) - before)
-    ids, tokens = zip(*(pieces[i] for i in order[: 1024 + QUERIES]), strict=True)
+    ids, tokens = zip(*(pieces[i] for i in order[: n + QUERIES]), strict=True)
     task = LanguageModel(Apply(config), config.context)
     start = partial(
-        _pretrained, task, config, sequences([x for _, x in pieces[:before]])
+        _pretrained, task, shape, sequences([x for _, x in pieces[:before]])
     )
     return Setting(
         "language",
-        Training(task, TUNING, sequences(tokens[:1024], ids[:1024]), cache(start)),
-        sequences(tokens[1024:], ids[1024:]),
-        (list(tokens[:1024]), list(tokens[1024:])),
+        Training(task, shape.tuning, sequences(tokens[:n], ids[:n]), cache(start)),
+        sequences(tokens[n:], ids[n:]),
+        (list(tokens[:n]), list(tokens[n:])),
         "blocks.*",
-        4,
+        shape.at_once,
         32,
         resampled=False,
         tiny=False,
     )
 
 
-SMOOTH = AdamW(clip=None, root=1e-8)
-READING = Recipe(600, 64, 1e-2, SMOOTH)
-TUNING = Recipe(64, 64, 3e-3, SMOOTH, warmup=0.25)
-
-
 def _pretrained(
-    task: LanguageModel, config: Config, examples: Examples, seed: int
+    task: LanguageModel, shape: Shape, examples: Examples, seed: int
 ) -> Any:
     """Returns the decoder that has read the text before."""
-    _, params = nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))
-    reading = Training(task, READING, examples, lambda _: params)
+    _, params = nnx.split(Decoder(shape.config, rngs=nnx.Rngs(seed)))
+    reading = Training(task, shape.reading, examples, lambda _: params)
     return reading(np.ones(len(examples)), seed)
 
 
@@ -159,6 +204,7 @@ TASKS: dict[str, Callable[[Path | None, int], Setting]] = {
     "diabetes": diabetes,
     "concrete": concrete,
     "language": language,
+    "language-large": partial(language, shape=LARGE),
 }
 
 
