@@ -131,7 +131,10 @@ def cg(
     steps: int = 20,
     factors: Factors = PerToken(),
 ) -> xr.DataArray:
-    """Returns the scores of EK-FAC-preconditioned conjugate gradients."""
+    """Returns the scores of EK-FAC-preconditioned conjugate gradients.
+
+    As bergson publishes them: on 256 sequences, in 20 steps.
+    """
     curvature = subject.fitted(factors=factors)
     solver = ConjugateGradients(
         subject.training.task, subject.sample(sequences), damping, steps, 0.0

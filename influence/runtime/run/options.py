@@ -114,8 +114,8 @@ class Query:
         `unrolled`: training followed as its recipe says, without a damping.
       recipe: A TOML file that says how the model was trained, for `unrolled`.
       damping: As a multiple of the mean eigenvalue; 0.1, or 10 with `cg`.
-      solve_on: Sequences that `cg` and `unrolled` see; 256, or 1024 with `unrolled`.
-      steps: Of `cg` at most, or of `unrolled`; 20, or 5 with `unrolled`.
+      solve_on: Sequences that `cg` and `unrolled` see.
+      steps: Of `cg`, at most, or of `unrolled`.
       rank: Keep so many whitened directions of each layer's query; all if left out.
     """
 
@@ -126,8 +126,8 @@ class Query:
     solver: Literal["ekfac", "cg", "unrolled"] = "ekfac"
     recipe: Path | None = None
     damping: float | None = None
-    solve_on: int | None = None
-    steps: int | None = None
+    solve_on: int = 1024
+    steps: int = 5
     rank: int | None = None
 
 

@@ -17,11 +17,6 @@ from influence.runtime.run.options import Query
 DAMPING = {"ekfac": 0.1, "cg": 10.0}
 """What each solver damps by if nothing is said, times the mean eigenvalue."""
 
-EFFORT = {"cg": (256, 20), "unrolled": (1024, 5)}
-"""On how many sequences and in how many steps each solves if nothing is said: with as
-many products. The bench is better served by many steps on a sample if the matrix is
-damped, and by few on all if training is followed."""
-
 
 def check_solver(options: Query, job: Job) -> None:
     """Raises for options that do not go together.
@@ -69,10 +64,9 @@ def effort(options: Query) -> tuple[int, int]:
 
     The eigenbasis looks at no sequences.
     """
-    if options.solver not in EFFORT:
+    if options.solver == "ekfac":
         return 0, 0
-    sequences, steps = EFFORT[options.solver]
-    return options.solve_on or sequences, options.steps or steps
+    return options.solve_on, options.steps
 
 
 def kept(options: Query) -> int:
