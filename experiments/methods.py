@@ -116,9 +116,15 @@ def main(options: Options) -> None:
         if (test.subject.words or not x.text)
         and (name in options.methods or not options.methods)
     }
-    found = _table(test, table, work, warm=setting.tiny)
+    scored = {
+        name: kept.scored(test.subject, name, x.score, work, warm=setting.tiny)
+        for name, x in table.items()
+    }
+    needs = {name: x.needs for name, x in table.items()}
+    found = [y for truth in test.truth.values() for y in rows(scored, needs, truth)]
     console.print(shown(found))
-    _write(options, setting, params, smooth, test, found, tried)
+    ratios = {k: _ratios(scored, truth) for k, truth in test.truth.items()}
+    _write(options, setting, params, smooth, test, found, tried, ratios)
 
 
 def _bank(
@@ -281,16 +287,15 @@ def _reweighted(development: Bank) -> methods.Score:
     return score
 
 
-def _table(
-    bank: Bank, table: Mapping[str, Method], work: Path, *, warm: bool
-) -> list[Row]:
-    """Returns the table's rows, the best first within each protocol."""
-    scored = {
-        name: kept.scored(bank.subject, name, x.score, work, warm=warm)
-        for name, x in table.items()
-    }
-    needs = {name: x.needs for name, x in table.items()}
-    return [y for truth in bank.truth.values() for y in rows(scored, needs, truth)]
+def _ratios(
+    scored: Mapping[str, xr.DataArray], truth: xr.Dataset
+) -> dict[str, dict[str, float]]:
+    """Returns how many times EK-FAC's LDS each method of exact products reaches."""
+    if "ekfac" not in scored:
+        return {}
+    plain = lds(scored["ekfac"], truth)
+    exact = [x for x in scored if x.split(",")[0] in ("cg", "unrolled")]
+    return {x: (lds(scored[x], truth) / plain)._asdict() for x in exact}
 
 
 def _numbers(found: Correlation) -> dict[str, float]:
@@ -305,6 +310,7 @@ def _write(
     bank: Bank,
     found: list[Row],
     tried: list[dict],
+    ratios: dict[str, dict],
 ) -> None:
     """Writes the table, its figure, and how the task was trained."""
     name = f"methods_{options.task}"
@@ -323,6 +329,7 @@ def _write(
             "subsets": options.subsets,
             "drop": options.drop,
             "metasmoothness": smooth,
+            "times ekfac": ratios,
             "ceiling": {k: ceiling(x) for k, x in bank.truth.items()},
             "spread": {
                 k: float(x.measured.mean("seed").std("subset").mean())
