@@ -115,7 +115,7 @@ def described(options: Query) -> str:
     if recipe is not None:
         words.append(f"as far as {recipe.steps} steps of rate {recipe.rate:g} go")
     if sequences:
-        words.append(f"{steps} steps at most on {sequences} sequences")
+        words.append(f"{steps} steps on {sequences} sequences")
     return ", ".join(words)
 
 
