@@ -54,7 +54,7 @@ def test_a_file_that_is_none_is_named(tmp_path):
 
 
 def test_the_files_in_the_documentation_can_be_read(tmp_path):
-    page = Path(__file__).parents[3] / "docs" / "truth.md"
+    page = Path(__file__).parents[2] / "docs" / "truth.md"
     recipe, experiment = (tmp_path / x for x in ("recipe.toml", "experiment.toml"))
     (tmp_path / "corpus.jsonl").write_text("")
     blocks = re.findall(r"```toml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
