@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from tokenizers import Tokenizer
 
 from influence.attribution.measurements import likelihoods
 from influence.model.config import Config
@@ -151,19 +152,8 @@ def language(path: Path | None, seed: int, *, shape: Shape = LITTLE) -> Setting:
     Raises:
       ValueError: if the text is too short.
     """
-    texts = (
-        read_modules(MODULES)
-        if path is None
-        else [Text(path.stem, path.read_text(encoding="utf-8"))]
-    )
     config, n = shape.config, shape.sequences
-    tokenizer = train_tokenizer(texts, config.vocabulary)
-    pieces = [
-        (f"{text.id}:{at}", ids[at : at + config.context])
-        for text in texts
-        for ids in [tokenizer.encode(text.text).ids]
-        for at in range(0, len(ids) - config.context + 1, config.context)
-    ]
+    _, pieces = read_pieces(path, shape)
     before = min(len(pieces) * 3 // 4, len(pieces) - n - QUERIES)
     if before < shape.reading.batch:
         raise ValueError(
@@ -188,6 +178,30 @@ def language(path: Path | None, seed: int, *, shape: Shape = LITTLE) -> Setting:
         resampled=False,
         tiny=False,
     )
+
+
+def read_pieces(
+    path: Path | None, shape: Shape = LITTLE
+) -> tuple[Tokenizer, list[tuple[str, list[int]]]]:
+    """Returns a tokenizer and all pieces of a text, each as long as the context.
+
+    Args:
+      path: of a text; Python's standard library if none.
+      shape: of the model that reads it.
+    """
+    texts = (
+        read_modules(MODULES)
+        if path is None
+        else [Text(path.stem, path.read_text(encoding="utf-8"))]
+    )
+    config = shape.config
+    tokenizer = train_tokenizer(texts, config.vocabulary)
+    return tokenizer, [
+        (f"{text.id}:{at}", ids[at : at + config.context])
+        for text in texts
+        for ids in [tokenizer.encode(text.text).ids]
+        for at in range(0, len(ids) - config.context + 1, config.context)
+    ]
 
 
 def _pretrained(

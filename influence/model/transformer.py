@@ -13,6 +13,8 @@ one array and compiling takes as long as one block.
 | `resid` | the residual stream at the block's entrance, `[B, T, D]` |
 | `resid_mid` | with the attention's output added |
 | `attention_pattern` | the weights of what each head looks back at, `[B, H, T, T]` |
+| `attention_heads` | what all heads gather, `[B, T, H K]` |
+| `attention_out` | what attention adds to the residual stream, `[B, T, D]` |
 | `mlp_in`, `mlp_out` | what the MLP reads; what it adds to the residual stream |
 | `norm_scale` | of each norm, `1 / √(mean square + ε)`, `[..., 1]` |
 
@@ -168,7 +170,8 @@ class Attention(nnx.Module):
         if view.turn is not None:
             q, k = rotate(q, *view.turn), rotate(k, *view.turn)
         y = attend(self.config, q, k, v, view.seen)
-        return self.out(y.reshape(*x_BxTxD.shape[:2], -1))
+        heads = checkpoint_name(y.reshape(*x_BxTxD.shape[:2], -1), "attention_heads")
+        return self.out(heads)
 
     def _normed(self, norm: Norm | None, x: Array) -> Array:
         """Returns queries or keys normed, each head by itself or all of them as one."""
@@ -245,8 +248,8 @@ class Block(nnx.Module):
         """Returns the residual stream after the block."""
         x = checkpoint_name(x_BxTxD, "resid")
         y = self.attention(_through(self.attention_norm, x), view)
-        middle = x + _through(self.attention_post_norm, y)
-        middle = checkpoint_name(middle, "resid_mid")
+        y = checkpoint_name(_through(self.attention_post_norm, y), "attention_out")
+        middle = checkpoint_name(x + y, "resid_mid")
         read = _through(self.mlp_norm, x if self.parallel else middle)
         y = self.mlp(checkpoint_name(read, "mlp_in"))
         return middle + checkpoint_name(_through(self.mlp_post_norm, y), "mlp_out")

@@ -171,7 +171,8 @@ def test_layers_fitted_in_groups_score_as_those_fitted_together(tmp_path):
     make.everything(tmp_path, path, own, memory=5e-6)
     groups = [x for x in stages(tmp_path) if x.startswith("curvature of model ")]
     assert len(groups) > 2
-    np.testing.assert_allclose(scores(tmp_path, own), whole, rtol=1e-10, atol=1e-16)
+    # Another program rounds otherwise, and close eigenvalues make more of it.
+    np.testing.assert_allclose(scores(tmp_path, own), whole, rtol=1e-8, atol=1e-16)
 
 
 def test_several_corpora_are_ranked_together(tmp_path):
