@@ -1,0 +1,114 @@
+"""Language models whose features are looked at, and the text they are looked at on."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from experiments.tasks import TASKS, Setting, read_pieces, trained
+from influence.fold import run
+from influence.interpret import quality, training
+from influence.interpret.dictionary import Dictionary
+from influence.interpret.quality import Quality
+from influence.interpret.training import Aim, Centre, Epochs, Schedule, Source, Trained
+from influence.model import train
+from influence.model.examples import Examples, sequences
+from influence.model.sites import Address
+from influence.model.task import LanguageModel
+from influence.model.transformer import Apply, Decoder
+from influence.runtime.demo import SMALL, read_corpus
+
+CHUNK = 64
+"""Sequences that go through the model at a time."""
+
+
+class Subject(NamedTuple):
+    """A language model, text to learn features from, and text held out.
+
+    Attributes:
+      name: of the model.
+      source: the model.
+      site: where its features are looked for: the residual stream, past the middle.
+      read: text to learn from.
+      held: text that nothing was learned from.
+    """
+
+    name: str
+    source: Source
+    site: Address
+    read: Examples
+    held: Examples
+
+    @property
+    def centres(self) -> dict[Address, Centre]:
+        """Returns the middle and the size of what is at the site."""
+        some = np.random.default_rng(0).permutation(len(self.read))[:1024]
+        batches = self.read.take(some).batches(CHUNK)
+        return run(training.centres(self.source, (self.site,)), batches)
+
+    def train(
+        self, aims: Mapping[str, Aim], schedule: Schedule, seed: int = 0
+    ) -> dict[str, Trained]:
+        """Returns dictionaries trained on all of the text, again and again."""
+        tokens = CHUNK * self.read.inputs["tokens"].shape[1]
+        each = float(
+            np.asarray(self.source.task.counted(self.read.inputs)).sum()
+        ) / len(self.read)
+        fold = training.fold(
+            self.source, aims, self.centres, schedule, tokens=tokens, seed=seed
+        )
+        batches = int(schedule.tokens / (each * CHUNK)) + 2
+        epochs = -(-batches // -(-len(self.read) // CHUNK))
+        return run(fold, Epochs(self.read, CHUNK, batches + epochs, seed))
+
+    def judged(self, dictionary: Dictionary) -> Quality:
+        """Returns how good a dictionary is on the text held out."""
+        fold = quality.fold(self.source, dictionary, self.centres[self.site], self.site)
+        return run(fold, self.held.batches(CHUNK))
+
+
+def bench(setting: Setting, params: object) -> Subject:
+    """Returns the truth bench's language model.
+
+    Its features are learned from all text that it was ever trained on.
+
+    Args:
+      setting: the bench's task.
+      params: the model, trained.
+    """
+    _, pieces = read_pieces(None)
+    used = {*setting.training.examples.ids, *setting.asked.ids}
+    last = min(i for i, (id_, _) in enumerate(pieces) if id_ in used)
+    seen = [x for i, x in enumerate(pieces) if i < last or x[0] in used]
+    held = [x for x in pieces[last:] if x[0] not in used]
+    task = setting.training.task
+    assert isinstance(task, LanguageModel)
+    return Subject(
+        "bench", Source(task, params), Address("resid", 1), _as(seen), _as(held)
+    )
+
+
+def _as(pieces: list[tuple[str, list[int]]]) -> Examples:
+    return sequences([x for _, x in pieces], [id_ for id_, _ in pieces])
+
+
+def language(seed: int) -> tuple[Setting, Subject]:
+    """Returns the truth bench's language model as it is trained, and as it is read."""
+    setting = TASKS["language"](None, seed)
+    return setting, bench(setting, trained(setting, seed))
+
+
+def demo(seed: int) -> Subject:
+    """Returns the demo's model; a tenth of its corpus is held out."""
+    corpus = read_corpus(SMALL)
+    order = np.random.default_rng(seed).permutation(len(corpus.examples))
+    cut = len(order) // 10
+    held, seen = (corpus.examples.take(np.sort(x)) for x in (order[:cut], order[cut:]))
+    _, start = nnx.split(Decoder(SMALL.config, rngs=nnx.Rngs(seed)))
+    task = LanguageModel(Apply(SMALL.config), SMALL.config.context)
+    fold = train.fold(task, SMALL.recipe, start, seen, np.ones(len(seen)))
+    params = run(fold, train.Order(len(seen), SMALL.recipe, seed)).params
+    source = Source(task, jax.tree.map(np.asarray, params))
+    return Subject("demo", source, Address("resid", 2), seen, held)
