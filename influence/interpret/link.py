@@ -5,10 +5,10 @@
    kinds of token carry the influence (`pooled`).
 2. *Feature → data*: a feature's pre-activation on chosen tokens is a measurement like
    any other (`Activity`): the engine ranks sequences for it.
-3. *Query ↔ features ↔ data*: with `g = ∂q/∂x` at a site, `x = Σ_f z_f d_f + …`, the part
-   of a query's gradient that goes through feature `f` is that of
-   `Σ_t (g_t · d_f) z_ft`, the weights held fixed (`through`): a measurement again, whose
-   scores are the share of each sequence's influence that the feature carries.
+3. *Query ↔ features ↔ data*: with `g = ∂q/∂x` at a site and `x = Σ z_f d_f + …`, the
+   part of a query's gradient that goes through feature `f` is that of
+   `Σ_t (g_t · d_f) z_ft`, the weights held fixed (`through`): a measurement as well, of
+   which each sequence's score is the influence that goes through the feature.
 
 Letters: `N` sequences, `F` features, `P` permutations.
 """

@@ -462,12 +462,14 @@ def _poured(
     filled = buffer.filled + keep.sum(dtype=jnp.int32)
     key, own = jax.random.split(jax.random.wrap_key_data(buffer.key))
     room = len(next(iter(buffer.rows.values())))
-    lot = jnp.where(jnp.arange(room) < filled, jax.random.uniform(own, (room,)), 2)
+    lot = jax.random.uniform(own, (room,))
+    lot = jnp.where(jnp.arange(room, dtype=jnp.int32) < filled, lot, 2)
     order = jnp.argsort(lot)
 
     def into(held: Array, x: Array, own: Centre) -> Array:
         x = own.scale * (x - own.mean_D[None])
-        return jax.lax.dynamic_update_slice(held, x[first], (buffer.filled, 0))[order]
+        filled = jax.lax.dynamic_update_slice_in_dim(held, x[first], buffer.filled, 0)
+        return filled[order]
 
     mixed = {k: into(buffer.rows[k], x, centre[k]) for k, x in rows.items()}
     return Buffer(mixed, filled, jax.random.key_data(key))

@@ -62,15 +62,14 @@ def edge_of_largest(x: Array, k: int) -> Array:
 
     def count(edge: Array) -> Array:
         # Along the first axis first: the compiler keeps vectors that way.
-        return (x >= edge).sum(0, dtype=jnp.int32).sum()
+        return (x >= edge).sum(0, dtype=jnp.int32).sum(dtype=jnp.int32)
 
     def apart(now: _Bracket) -> Array:
         return (now.at_low > k) & (jnp.nextafter(now.low, now.high) < now.high)
 
     def narrower(now: _Bracket) -> _Bracket:
         many, few, wanted = (
-            jnp.log(y.astype(x.dtype) + 0.5)
-            for y in (now.at_low, now.at_high, jnp.asarray(k))
+            jnp.log(jnp.asarray(y, x.dtype) + 0.5) for y in (now.at_low, now.at_high, k)
         )
         share = jnp.where(now.step % 3 == 2, 0.5, (many - wanted) / (many - few))
         tried = now.low + share.astype(x.dtype) * (now.high - now.low)
@@ -91,7 +90,7 @@ def edge_of_largest(x: Array, k: int) -> Array:
     zero = jnp.zeros((), jnp.int32)
     begun = _Bracket(tiny, count(tiny), highest, zero, zero)
     found = jax.lax.while_loop(apart, narrower, begun)
-    return jnp.where(begun.at_low < k, 0, found.low)
+    return jnp.where(begun.at_low < k, jnp.zeros((), x.dtype), found.low)
 
 
 def _halfway(low: Array, high: Array) -> Array:
