@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -18,7 +17,8 @@ from influence.model.examples import Examples, sequences
 from influence.model.sites import Address
 from influence.model.task import LanguageModel
 from influence.model.transformer import Apply, Decoder
-from influence.runtime.demo import SMALL, read_corpus
+from influence.runtime.data import cut, read_modules
+from influence.runtime.demo import MODULES, SMALL, read_corpus
 
 CHUNK = 64
 """Sequences that go through the model at a time."""
@@ -101,14 +101,26 @@ def language(seed: int) -> tuple[Setting, Subject]:
 
 
 def demo(seed: int) -> Subject:
-    """Returns the demo's model; a tenth of its corpus is held out."""
+    """Returns the demo's model.
+
+    Its features are learned from all modules that demos of any size read; a tenth of
+    the sequences it was itself trained on, those of the first sixteen, is held out from
+    that.
+    """
     corpus = read_corpus(SMALL)
-    order = np.random.default_rng(seed).permutation(len(corpus.examples))
-    cut = len(order) // 10
-    held, seen = (corpus.examples.take(np.sort(x)) for x in (order[:cut], order[cut:]))
     _, start = nnx.split(Decoder(SMALL.config, rngs=nnx.Rngs(seed)))
     task = LanguageModel(Apply(SMALL.config), SMALL.config.context)
-    fold = train.fold(task, SMALL.recipe, start, seen, np.ones(len(seen)))
-    params = run(fold, train.Order(len(seen), SMALL.recipe, seed)).params
-    source = Source(task, jax.tree.map(np.asarray, params))
-    return Subject("demo", source, Address("resid", 2), seen, held)
+    taught = corpus.examples
+    fold = train.fold(task, SMALL.recipe, start, taught, np.ones(len(taught)))
+    params = run(fold, train.Order(len(taught), SMALL.recipe, seed)).params
+    each = (
+        x
+        for text in read_modules(MODULES)
+        for x in cut(text, corpus.tokenizer, SMALL.config.context)
+    )
+    pieces = [(x.id, x.tokens) for x in each if len(x.tokens) > 1]
+    own = np.random.default_rng(seed).permutation(len(taught))[: len(taught) // 10]
+    apart = {taught.ids[i] for i in own}
+    held = _as([x for x in pieces if x[0] in apart])
+    seen = _as([x for x in pieces if x[0] not in apart])
+    return Subject("demo", Source(task, params), Address("resid", 2), seen, held)

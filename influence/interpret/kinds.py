@@ -10,7 +10,7 @@ Letters: `B` tokens of a batch, `F` features.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,9 @@ class Found(NamedTuple):
 
 
 class Kind(Protocol):
-    """A way to make a dictionary sparse."""
+    """A way to make a dictionary sparse, a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def name(self) -> str:

@@ -86,13 +86,16 @@ class Quality:
 
     @property
     def recovered(self) -> float:
-        """Returns the cross-entropy recovered of what zeros cost."""
-        return (self.zero - self.replaced) / (self.zero - self.clean)
+        """Returns the cross-entropy recovered of what zeros cost.
+
+        NaN if they cost nothing, as in a model that is worse than no model.
+        """
+        return _recovered(self.clean, self.replaced, self.zero)
 
     @property
     def recovered_of_mean(self) -> float:
-        """Returns the cross-entropy recovered of what the mean costs."""
-        return (self.mean - self.replaced) / (self.mean - self.clean)
+        """Returns the cross-entropy recovered of what the mean costs; NaN as above."""
+        return _recovered(self.clean, self.replaced, self.mean)
 
     def densities(self) -> list[tuple[float, int]]:
         """Returns how many features are on how often: `(log₁₀ share, features)`.
@@ -104,6 +107,10 @@ class Quality:
         edges = np.arange(np.floor(2 * alive.min()), 1) / 2 if len(alive) else [0.0]
         counts, _ = np.histogram(alive, [*edges, edges[-1] + 0.5])
         return [(float(x), int(n)) for x, n in zip(edges, counts, strict=True)]
+
+
+def _recovered(clean: float, replaced: float, ablated: float) -> float:
+    return (ablated - replaced) / (ablated - clean) if ablated > clean else float("nan")
 
 
 def fold(

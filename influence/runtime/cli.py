@@ -15,6 +15,10 @@ from influence.runtime.evaluating import comparing, judging, removing, respondin
 from influence.runtime.evaluating.options import Lds, Methods, Pbrf, Removal
 from influence.runtime.run import asking, fitting, scanning, showing
 from influence.runtime.run.options import Fit, Query, Report, Scan, Show, Status
+from influence.runtime.sae import browsing, linking, steering, training
+from influence.runtime.sae import judging as judgement
+from influence.runtime.sae.options import Eval, Features, Link, Train
+from influence.runtime.sae.steering import Steer
 
 Flat = tyro.conf.OmitArgPrefixes
 """Options of a part of a record are named as those of the record are."""
@@ -103,6 +107,34 @@ def evaluate(options: Annotated[Judgement, tyro.conf.arg(name=""), Flat]) -> Non
         removing.remove(options, Console())
     else:
         comparing.compare(options, Console())
+
+
+Dictionaries = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Features, tyro.conf.subcommand("features")]
+    | Annotated[Steer, tyro.conf.subcommand("steer")]
+)
+"""What can be done with dictionaries of features, each by its own options."""
+
+
+@app.command
+def sae(options: Annotated[Dictionaries, tyro.conf.arg(name=""), Flat]) -> None:
+    """Dictionaries of features: trained, judged, looked at, steered by."""
+    if isinstance(options, Train):
+        training.train(options, Console())
+    elif isinstance(options, Eval):
+        judgement.judge(options, Console())
+    elif isinstance(options, Features):
+        browsing.browse(options, Console())
+    else:
+        steering.steer(options, Console())
+
+
+@app.command
+def features(options: Annotated[Link, tyro.conf.arg(name=""), Flat]) -> None:
+    """Says what a run's most influential sequences have in common."""
+    linking.link(options, Console())
 
 
 @app.command

@@ -14,9 +14,10 @@ from influence.attribution.measurements import Measurement, completions, contras
 from influence.attribution.query import query as solve
 from influence.curvature.operator import Curvature
 from influence.runtime import formats
-from influence.runtime.data import split
+from influence.runtime.data import divides, split
 from influence.runtime.models import Model
-from influence.runtime.run import solving
+from influence.runtime.run import featuring, solving
+from influence.runtime.run.featuring import Feature
 from influence.runtime.run.fitting import curvature_of, fitted
 from influence.runtime.run.job import (
     GB,
@@ -39,12 +40,15 @@ class Question(NamedTuple):
       prompt: what comes before, as text or token ids.
       completion: what the model says then.
       instead: what it might have said; None to ask about the completion alone.
+      feature: a feature that is measured at the completion, or at places of its own,
+        instead of asking about what is said.
     """
 
     name: str
     prompt: Any
     completion: Any
     instead: Any = None
+    feature: Feature | None = None
 
     def __str__(self) -> str:
         """Returns the question as it is listed."""
@@ -81,6 +85,8 @@ def query(
         asked = questions(options)
         own = job.model(MODEL)
         corpus = job.corpus(own)
+        if options.feature:
+            asked = _featured(options, job, own, corpus, asked)
         for role in job.roles:
             model = own if role == MODEL else job.model(role)
             files = fitted(job, role, model, corpus)
@@ -131,9 +137,15 @@ def questions(options: Query) -> list[Question]:
     pairs = zip(options.prompt, options.completion, strict=True)
     rows: list[Mapping[str, Any]] = [{"prompt": x, "completion": y} for x, y in pairs]
     rows += _rows(options.queries) if options.queries else []
-    if not rows:
+    if bool(options.feature) != (options.sae is not None):
         raise ValueError(
-            "Nothing is asked. Give --prompt and --completion, or a file of --queries."
+            "A feature is asked about with both --sae, its dictionary, and --feature, "
+            "its number."
+        )
+    if not rows and not options.feature:
+        raise ValueError(
+            "Nothing is asked. Give --prompt and --completion, a file of --queries, or "
+            "--sae and --feature."
         )
     found = [_question(i, row) for i, row in enumerate(rows, 1)]
     names = [x.name for x in found]
@@ -141,6 +153,56 @@ def questions(options: Query) -> list[Question]:
         twice = next(x for x in names if names.count(x) > 1)
         raise ValueError(f"Two questions are called {twice!r}. Name them apart.")
     return found
+
+
+def _featured(
+    options: Query, job: Job, model: Model, corpus: Corpus, asked: list[Question]
+) -> list[Question]:
+    """Returns questions about features: at completions, or where they are on most.
+
+    Raises:
+      ValueError: if the run has a base, or a feature can't be measured.
+    """
+    assert options.sae is not None
+    if len(job.roles) > 1:
+        raise ValueError(
+            "The run has a base, and a dictionary is of one model. Ask about features "
+            "in a run without --base."
+        )
+    if asked:
+        return [
+            x._replace(
+                name=f"feature {i} at {x.name}",
+                feature=featuring.at_tokens(
+                    options.sae, i, *question_tokens(model, x, x.completion)
+                ),
+            )
+            for x in asked
+            for i in options.feature
+        ]
+    found = featuring.at_peaks(job, model, corpus, options.sae, options.feature)
+    return [
+        Question(f"feature {x['index']}", *_shown_at(model, x), feature=x)
+        for x in found
+    ]
+
+
+def _shown_at(model: Model, feature: Feature) -> tuple[Any, Any]:
+    """Returns the text before the token at which a feature is on most, and the token.
+
+    Token ids, if the text can't be cut there or is cut elsewhere when it is read again.
+    """
+    tokens, _ = max(feature["places"], key=lambda x: len(x[0]) > 1)
+    before, last = tokens[:-1] or tokens, tokens[-1:]
+    if model.tokenizer is None:
+        return before, last
+    decode = model.tokenizer.tokenizer.decode
+    whole = decode(tokens, skip_special_tokens=False)
+    prompt = decode(before, skip_special_tokens=False)
+    rest = whole.removeprefix(prompt)
+    if rest in ("", whole) or not divides(model.tokenizer.tokenizer, prompt, rest):
+        return before, last
+    return prompt, rest
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -159,10 +221,11 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
             raise ValueError(
                 f"{path}, line {number}, has no `prompt` and `completion`: {line[:80]}"
             )
-        if odd := row.keys() - {*Question._fields}:
+        known = [x for x in Question._fields if x != "feature"]
+        if odd := row.keys() - {*known}:
             raise ValueError(
                 f"{path}, line {number}, says {', '.join(sorted(odd))}, which means "
-                f"nothing here. Known are {', '.join(Question._fields)}."
+                f"nothing here. Known are {', '.join(known)}."
             )
         yield row
 
@@ -278,13 +341,18 @@ def measurements(model: Model, asked: list[Question]) -> dict[str, Measurement]:
     Raises:
       ValueError: if a question is not in the model's tokens.
     """
-    whole = {x.name: question_tokens(model, x, x.completion) for x in asked}
-    others = {x.name: question_tokens(model, x, x.instead) for x in asked if x.instead}
-    found: dict[str, Measurement] = dict(completions(model.task, whole))
+    texts = [x for x in asked if x.feature is None]
+    whole = {x.name: question_tokens(model, x, x.completion) for x in texts}
+    others = {x.name: question_tokens(model, x, x.instead) for x in texts if x.instead}
+    found: dict[str, Measurement] = {}
+    if whole:
+        found |= completions(model.task, whole)
     if others:
         other = completions(model.task, others)
         found |= {name: contrast(found[name], x) for name, x in other.items()}
-    return found
+    about = {x.name: x.feature for x in asked if x.feature is not None}
+    found |= {name: featuring.measured(model, x) for name, x in about.items()}
+    return {x.name: found[x.name] for x in asked}
 
 
 def question_tokens(

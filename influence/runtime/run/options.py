@@ -117,6 +117,9 @@ class Query:
       solve_on: Sequences that `cg` and `unrolled` see.
       steps: Of `cg`, at most, or of `unrolled`.
       rank: Keep so many whitened directions of each layer's query; all if left out.
+      sae: A dictionary of the model's features, to ask about one of them.
+      feature: Which; once for each of several. It is measured at a completion's tokens,
+        or, if there is none, at those of the corpus at which it is on most.
     """
 
     run: Folder
@@ -129,6 +132,8 @@ class Query:
     solve_on: int = 1024
     steps: int = 5
     rank: int | None = None
+    sae: str | None = None
+    feature: Annotated[tuple[int, ...], tyro.conf.UseAppendAction] = ()
 
 
 @dataclass(frozen=True)

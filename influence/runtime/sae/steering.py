@@ -1,0 +1,216 @@
+"""`influence sae steer`: what a model says with features edited."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from influence.interpret import steering
+from influence.interpret.steering import Comparison, Edit, Steered, compare
+from influence.model.sites import Address
+from influence.runtime.dictionaries.folders import open_dictionary
+from influence.runtime.dictionaries.stored import Stored
+from influence.runtime.models import Model, open_model
+from influence.runtime.run.job import MODEL, Models
+from influence.runtime.run.options import Repeated, check_numbers
+from influence.runtime.sae.options import Place
+from influence.runtime.sae.reading import check_sites, site_of
+
+POSITIONS = {
+    "all": steering.ALWAYS,
+    "prompt": steering.PROMPT,
+    "generated": steering.GENERATED,
+}
+
+Numbers = Annotated[tuple[float, ...], tyro.conf.UseAppendAction]
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Shows what a model says with features of a dictionary edited.
+
+    Each feature is given one of `--add`, `--clamp`, `--scale`, or, with none of them,
+    is ablated.
+
+    Attributes:
+      sae: The dictionary.
+      model: A folder or hub name.
+      prompt: What is continued; once for each of several.
+      feature: Which feature is edited; once for each of several.
+      add: This much is added to it, on or off.
+      clamp: It is set to this much.
+      scale: It is multiplied by this much.
+      positions: Where: `all`, `prompt`, `generated`, or the first and the last,
+        counted from the end of the prompt: `-3:-1`, `0:9`.
+      units: Of `--add` and `--clamp`: multiples of the feature's largest activation on
+        the text that the dictionary was judged on, or `absolute`.
+      length: Tokens that are added.
+      temperature: Of drawn tokens; 0 takes the likeliest.
+      seed: Of the draws, the same with edits and without.
+      freeze_attention: Attention looks where it would without edits.
+      dtype: Of the weights and the forward pass.
+    """
+
+    sae: Place
+    model: str
+    prompt: Repeated
+    feature: Annotated[tuple[int, ...], tyro.conf.UseAppendAction]
+    add: Numbers = ()
+    clamp: Numbers = ()
+    scale: Numbers = ()
+    positions: str = "all"
+    units: Literal["maximum", "absolute"] = "maximum"
+    length: int = 24
+    temperature: float = 0.0
+    seed: int = 0
+    freeze_attention: bool = False
+    dtype: str | None = None
+
+
+def steer(
+    options: Steer, console: Console | None = None, given: Models | None = None
+) -> Comparison:
+    """Shows what a model says with edits and without, and what they cost.
+
+    Args:
+      options: what is edited, and how.
+      console: where to show it; the terminal if left out.
+      given: the model, by the role `model`, instead of opening it.
+
+    Raises:
+      ValueError: if options, dictionary and model do not go together.
+      FileNotFoundError: if something is not where the options say.
+    """
+    check_numbers(options)
+    edits = _edits(options)
+    stored = open_dictionary(options.sae)
+    models = given or {}
+    model = models.get(MODEL) or open_model(options.model, dtype=options.dtype)
+    prompts = [_tokens(model, x) for x in options.prompt]
+    if not prompts:
+        raise ValueError("There is nothing to continue. Give a --prompt.")
+    inputs = {"tokens": np.asarray([prompts[0]], np.int32)}
+    site, writes = _sites(model, stored, inputs)
+    check_sites(stored, model, inputs, site, writes)
+    if options.units == "maximum":
+        edits = steering.in_units(edits, _maximum(options, stored))
+    shown = console or Console()
+    found = compare(
+        model.task,
+        model.params,
+        Steered(model.task.apply, site, writes, options.freeze_attention),
+        stored.dictionary,
+        edits,
+        prompts,
+        options.length,
+        stop=model.tokenizer.eos if model.tokenizer else None,
+        temperature=options.temperature,
+        key=jax.random.key(options.seed),
+    )
+    _show(shown, options, model, found)
+    return found
+
+
+def _sites(model: Model, stored: Stored, inputs: dict) -> tuple[Address, Address]:
+    """Returns what the dictionary reads and writes in the model."""
+    site = site_of(model, inputs, stored.about.site)
+    if stored.about.writes is None:
+        return site, site
+    return site, site_of(model, inputs, stored.about.writes)
+
+
+def _edits(options: Steer) -> list[Edit]:
+    """Returns the edits that the options name.
+
+    Raises:
+      ValueError: if features and strengths can't be paired.
+    """
+    given = [x for x in (options.add, options.clamp, options.scale) if x]
+    count = len(options.feature)
+    if not count:
+        raise ValueError("No feature is named. Give --feature and its number.")
+    if len(given) > 1 or (given and len(given[0]) not in (1, count)):
+        raise ValueError(
+            f"{count} features and {sum(map(len, given))} strengths were given. Give "
+            "one of --add, --clamp and --scale, once for all features or once for each."
+        )
+    where = _positions(options.positions)
+    if not given:
+        return [steering.ablate(i, where) for i in options.feature]
+    make = (
+        steering.add
+        if options.add
+        else steering.clamp
+        if options.clamp
+        else steering.scale
+    )
+    (values,) = given
+    each = values * count if len(values) == 1 else values
+    pairs = zip(options.feature, each, strict=True)
+    return [make(i, x, where) for i, x in pairs]
+
+
+def _positions(text: str) -> tuple[int, int]:
+    if text in POSITIONS:
+        return POSITIONS[text]
+    first, colon, last = text.partition(":")
+    try:
+        found = int(first), int(last if colon else first)
+    except ValueError:
+        found = (1, 0)
+    if found[0] > found[1]:
+        raise ValueError(
+            f"--positions {text} names no positions. Give all, prompt, generated, or "
+            "the first and the last, counted from the end of the prompt: -3:-1."
+        )
+    return found
+
+
+def _maximum(options: Steer, stored: Stored) -> np.ndarray:
+    """Returns features' largest activations, as the dictionary's folder knows them."""
+    said = stored.about.facts.get("maximum")
+    if said is None and (options.add or options.clamp):
+        raise ValueError(
+            f"{options.sae} does not say how large its features' activations get. Give "
+            "--units absolute, and strengths in units of activations."
+        )
+    return np.asarray(said if said is not None else np.ones(stored.dictionary.width))
+
+
+def _tokens(model: Model, prompt: str) -> list[int]:
+    """Returns a prompt's token ids; without a tokenizer it is them, in words."""
+    if model.tokenizer is not None:
+        return list(model.tokenizer.encode([prompt])[0].ids)
+    words = prompt.split()
+    if not words or not all(x.isdecimal() for x in words):
+        raise ValueError(
+            f"The model has no tokenizer, and the prompt {prompt!r} is text. Give "
+            "token ids, or put a tokenizer.json into the model's folder."
+        )
+    return [int(x) for x in words]
+
+
+def _text(model: Model, ids: list[int]) -> str:
+    if model.tokenizer is None:
+        return " ".join(map(str, ids))
+    return model.tokenizer.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _show(console: Console, options: Steer, model: Model, found: Comparison) -> None:
+    for i, prompt in enumerate(options.prompt):
+        table = Table(title=escape(prompt), title_justify="left", show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")
+        table.add_row("as it is", escape(_text(model, found.plain[i])))
+        table.add_row("steered", escape(_text(model, found.steered[i])))
+        table.add_row(
+            "cost",
+            f"KL {found.kl[i]:.3f}, cross-entropy {found.cost[i]:+.3f} nats a token "
+            "of what it says as it is",
+        )
+        console.print(table)
