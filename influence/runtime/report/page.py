@@ -5,7 +5,7 @@ the figures, whose text plotly has escaped, are marked as HTML.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
@@ -54,6 +54,8 @@ class Findings:
       pieces: each sequence's text, token by token, by id.
       shares: `(query, train, token)`, of the sequences that are shown.
       check: what retraining showed, if it was asked for.
+      features: by query name, `(feature, train)`: the influence of shown sequences that
+        goes through features, if it was looked for.
     """
 
     facts: Sequence[tuple[str, str]]
@@ -63,6 +65,7 @@ class Findings:
     pieces: Mapping[str, Sequence[str]]
     shares: xr.DataArray
     check: Check | None
+    features: Mapping[str, xr.DataArray] = field(default_factory=dict)
 
 
 def render(findings: Findings) -> str:
@@ -123,6 +126,7 @@ def _query(findings: Findings, name: str) -> dict:
         "question": findings.questions[name],
         "raises": [sequence(x) for x in tuple(tops)[:SHOWN]],
         "lowers": [sequence(x) for x in tuple(bottoms)[:SHOWN]],
+        "features": _features(findings, name, columns),
         "heatmap": Markup(figures.heatmap(layers.transpose("layer", "train"))),
         "distribution": Markup(figures.distribution(total)),
         "top_share": float(raising[:first].sum() / raising.sum())
@@ -130,6 +134,16 @@ def _query(findings: Findings, name: str) -> dict:
         else 0,
         "limit": limit,
     }
+
+
+def _features(findings: Findings, name: str, columns: Sequence[str]) -> Markup | None:
+    """Returns the heatmap of features × sequences, if there is one."""
+    found = findings.features.get(name)
+    if found is None:
+        return None
+    here = [x for x in columns if x in found["train"].values]
+    rows = found.sel(train=here).transpose("feature", "train").rename(feature="layer")
+    return Markup(figures.heatmap(rows))
 
 
 def _colour(strength: float) -> str:

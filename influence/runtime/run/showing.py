@@ -32,6 +32,7 @@ from influence.runtime.run.kept import check_scores, named, scores_at
 from influence.runtime.run.ledger import locked, opened
 from influence.runtime.run.options import Report, Show, Status
 from influence.runtime.run.stream import check_begun
+from influence.runtime.sae.linking import carried
 from influence.runtime.saves import Saves
 from influence.runtime.store import Run
 
@@ -134,6 +135,7 @@ def _findings(
         pieces=texts,
         shares=shares,
         check=None,
+        features={} if difference else carried(job),
     )
 
 

@@ -31,7 +31,7 @@ from influence.runtime.dictionaries.folders import open_dictionary
 from influence.runtime.dictionaries.stored import Stored
 from influence.runtime.models import Model
 from influence.runtime.report.page import COLUMNS, shown
-from influence.runtime.run.asking import asked, measurements
+from influence.runtime.run.asking import asked, measurements, queries_file
 from influence.runtime.run.fitting import curvature_of, fitted
 from influence.runtime.run.found import Found, found
 from influence.runtime.run.job import MODEL, Job, Models, opened_job, sample
@@ -133,7 +133,8 @@ def link(
         work = _Linking(options, job, results, reading, stored)
         made = {x.name: work.of(x.name) for x in asked(job)}
         run = job.ledger.run
-        run.write(FEATURES, formats.write_json(_plain(options, stored, made)))
+        said = {"of": made_from(job), **_plain(options, stored, made)}
+        run.write(FEATURES, formats.write_json(said))
         run.write(PATHS, formats.write_scores(work.paths.to_dataset(name="score")))
         for name, each in made.items():
             _show(job.console, name, each)
@@ -319,6 +320,40 @@ class _Linking:
         return xr.concat(parts, "train").rename(query="path")
 
 
+def made_from(job: Job) -> dict[str, str]:
+    """Returns what features' part in a run is made from, to tell whether it changed."""
+    entries = (job.ledger.needed(f"scores of {x}", "scan") for x in _scanned(job))
+    queries = job.ledger.run.manifest["artifacts"][queries_file(MODEL)]["sha256"]
+    return {"queries": queries, "scores": " ".join(x["checksum"] for x in entries)}
+
+
+def _scanned(job: Job) -> list[str]:
+    return job.noted("scanned").get("corpora", [])
+
+
+def carried(job: Job) -> dict[str, xr.DataArray]:
+    """Returns the influence through features that was found, by question.
+
+    `(feature, train)`; of no question if it was not looked for, or the scores are
+    others now.
+    """
+    run = job.ledger.run
+    if not {FEATURES, PATHS} <= run.manifest["artifacts"].keys():
+        return {}
+    said = run.read(FEATURES, formats.read_json)
+    if said["of"] != made_from(job):
+        return {}
+    paths = run.read(PATHS, formats.read_scores)["score"]
+    found: dict[str, xr.DataArray] = {}
+    for name in said["questions"]:
+        own = [x for x in paths["path"].values if str(x).rpartition("\0")[0] == name]
+        if own:
+            each = paths.sel(path=own)
+            labels = [f"feature {str(x).rpartition(chr(0))[2]}" for x in own]
+            found[name] = each.rename(path="feature").assign_coords(feature=labels)
+    return found
+
+
 def _extreme(row: xr.DataArray, count: int, *, lowest: bool) -> np.ndarray:
     """Returns the places of the most extreme scores of one sign."""
     values = -row.values if lowest else row.values
@@ -333,12 +368,17 @@ def _plain(options: Link, stored: Stored, made: Mapping[str, Linked]) -> dict:
         "site": stored.about.site,
         "questions": {
             name: {
-                kind: [x._asdict() for x in getattr(each, kind)]
+                kind: [_finite(x._asdict()) for x in getattr(each, kind)]
                 for kind in ("raises", "lowers", "tokens", "through")
             }
             for name, each in made.items()
         },
     }
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row with None for a lift over nothing: JSON has no infinity."""
+    return {k: None if x == np.inf else x for k, x in row.items()}
 
 
 def _show(console: Console, name: str, found: Linked) -> None:
