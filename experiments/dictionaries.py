@@ -1,18 +1,21 @@
 """Language models whose features are looked at, and the text they are looked at on."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.tasks import TASKS, Setting, read_pieces, trained
+from experiments.tasks import LITTLE, TASKS, Setting, read_pieces, trained
 from influence.fold import run
 from influence.interpret import quality, training
 from influence.interpret.dictionary import Dictionary
 from influence.interpret.quality import Quality
 from influence.interpret.training import Aim, Centre, Epochs, Schedule, Source, Trained
 from influence.model import train
+from influence.model.config import Config
 from influence.model.examples import Examples, sequences
 from influence.model.sites import Address
 from influence.model.task import LanguageModel
@@ -94,25 +97,51 @@ def _as(pieces: list[tuple[str, list[int]]]) -> Examples:
     return sequences([x for _, x in pieces], [id_ for id_, _ in pieces])
 
 
-def language(seed: int) -> tuple[Setting, Subject]:
-    """Returns the truth bench's language model as it is trained, and as it is read."""
+def language(
+    seed: int, kept: Sequence[np.ndarray] | None = None
+) -> tuple[Setting, Subject]:
+    """Returns the truth bench's language model as it is trained, and as it is read.
+
+    Args:
+      seed: of its training.
+      kept: its parameters, if it was trained before.
+    """
     setting = TASKS["language"](None, seed)
-    return setting, bench(setting, trained(setting, seed))
+    if kept is None:
+        return setting, bench(setting, trained(setting, seed))
+    shapes = jax.eval_shape(lambda: start(LITTLE.config, seed))
+    return setting, bench(setting, _with(shapes, kept))
 
 
-def demo(seed: int) -> Subject:
+def start(config: Config, seed: int) -> Any:
+    """Returns a decoder's parameters as they begin."""
+    return nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))[1]
+
+
+def _with(shapes: Any, kept: Sequence[np.ndarray]) -> Any:
+    leaves = [jnp.asarray(x) for x in kept]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def demo(seed: int, kept: Sequence[np.ndarray] | None = None) -> Subject:
     """Returns the demo's model.
 
     Its features are learned from all modules that demos of any size read; a tenth of
     the sequences it was itself trained on, those of the first sixteen, is held out from
     that.
+
+    Args:
+      seed: of its training.
+      kept: its parameters, if it was trained before.
     """
     corpus = read_corpus(SMALL)
-    _, start = nnx.split(Decoder(SMALL.config, rngs=nnx.Rngs(seed)))
     task = LanguageModel(Apply(SMALL.config), SMALL.config.context)
-    taught = corpus.examples
-    fold = train.fold(task, SMALL.recipe, start, taught, np.ones(len(taught)))
-    params = run(fold, train.Order(len(taught), SMALL.recipe, seed)).params
+    taught, begun = corpus.examples, start(SMALL.config, seed)
+    if kept is None:
+        fold = train.fold(task, SMALL.recipe, begun, taught, np.ones(len(taught)))
+        params = run(fold, train.Order(len(taught), SMALL.recipe, seed)).params
+    else:
+        params = _with(begun, kept)
     each = (
         x
         for text in read_modules(MODULES)
@@ -123,4 +152,29 @@ def demo(seed: int) -> Subject:
     apart = {taught.ids[i] for i in own}
     held = _as([x for x in pieces if x[0] in apart])
     seen = _as([x for x in pieces if x[0] not in apart])
-    return Subject("demo", Source(task, params), Address("resid", 2), seen, held)
+    return Subject("demo", Source(task, params), Address("resid", 3), seen, held)
+
+
+def activations(subject: Subject, count: int, seed: int) -> np.ndarray:
+    """Returns what is at a subject's site, at so many tokens in a random order.
+
+    From the batches that a dictionary of our own would learn from.
+    """
+    rng, parts, found = np.random.default_rng(seed), [], 0
+    look = jax.jit(
+        lambda params, batch: subject.source.values((subject.site,), params, batch)
+    )
+    for batch in Epochs(subject.read, CHUNK, 1 << 30, seed):
+        rows, keep = look(subject.source.params, batch)
+        parts.append(np.asarray(rows[subject.site])[np.asarray(keep)])
+        found += len(parts[-1])
+        if found >= count:
+            break
+    whole = np.concatenate(parts)[:count]
+    return whole[rng.permutation(count)]
+
+
+SUBJECTS: Mapping[str, Callable[..., Subject]] = {
+    "demo": demo,
+    "bench": lambda seed, kept=None: language(seed, kept)[1],
+}

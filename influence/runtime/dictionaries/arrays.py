@@ -1,119 +1,159 @@
-"""A dictionary's arrays as files have them, checked and put together."""
+"""A dictionary's arrays as files have them: read, held against each other, folded.
 
+In between they have SAELens' names: `W_enc` [D, F], `b_enc` [F], `W_dec` [F, O],
+`b_dec` [O], `W_skip` [O, D].
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from influence.interpret.activations import Activation
+from influence.interpret.activations import Activation, TopK
 from influence.interpret.dictionary import Dictionary
 
+Arrays = Mapping[str, np.ndarray]
 
-class Arrays(NamedTuple):
-    """A dictionary's arrays as files have them.
-
-    Attributes:
-      encoder_DxF: the encoder.
-      encoder_bias_F: its bias; None if there is none.
-      decoder_FxO: the decoder.
-      decoder_bias_O: its bias; None if there is none.
-      skip_OxD: a skip transcoder's.
-      centred: whether the decoder's bias is taken off what is read.
-    """
-
-    encoder_DxF: np.ndarray
-    encoder_bias_F: np.ndarray | None
-    decoder_FxO: np.ndarray
-    decoder_bias_O: np.ndarray | None
-    skip_OxD: np.ndarray | None = None
-    centred: bool = False
-
-    def dictionary(self, activation: Activation, path: Path) -> Dictionary:
-        """Returns the dictionary, the centring folded into the encoder's bias.
-
-        Raises:
-          ValueError: if shapes do not fit one another, or a number is not finite.
-        """
-        arrays = self._whole()
-        arrays.check(path)
-        encoder, bias, decoder, base, skip, centred = arrays
-        assert bias is not None
-        assert base is not None
-        if centred:
-            bias = bias - base @ encoder
-        kind = encoder.dtype if encoder.dtype.itemsize >= 4 else np.dtype(np.float32)
-
-        def here(x: np.ndarray) -> Any:
-            return jnp.asarray(x.astype(kind))
-
-        return Dictionary(
-            here(encoder),
-            here(bias),
-            here(decoder),
-            here(base),
-            activation,
-            None if skip is None else here(skip),
-        )
-
-    def _whole(self) -> "Arrays":
-        """Returns the same with zeros for what is missing."""
-        bias, base = self.encoder_bias_F, self.decoder_bias_O
-        if bias is None:
-            bias = np.zeros(self.encoder_DxF.shape[-1], self.encoder_DxF.dtype)
-        if base is None:
-            base = np.zeros(self.decoder_FxO.shape[-1], self.decoder_FxO.dtype)
-        return self._replace(encoder_bias_F=bias, decoder_bias_O=base)
-
-    def check(self, path: Path) -> None:
-        """Raises if shapes do not fit one another, or a number is not finite."""
-        d, f = (*self.encoder_DxF.shape, 0, 0)[:2]
-        o = (*self.decoder_FxO.shape, 0, 0)[1]
-        wanted = {
-            "encoder": (self.encoder_DxF, (d, f)),
-            "encoder's bias": (self.encoder_bias_F, (f,)),
-            "decoder": (self.decoder_FxO, (f, o)),
-            "decoder's bias": (self.decoder_bias_O, (o,)),
-            "skip": (self.skip_OxD, (o, d)),
-        }
-        for name, (x, shape) in wanted.items():
-            if x is not None:
-                check_array(name, x, shape, path)
-        if self.centred and d != o:
-            raise ValueError(
-                f"{path} takes the decoder's bias, {o} numbers, off what is read, {d} "
-                "numbers. A transcoder must not; set `apply_b_dec_to_input` to false."
-            )
+LETTERS = {
+    "D": "numbers that are read",
+    "F": "features",
+    "O": "numbers that are written",
+}
+"""What the axes of arrays stand for."""
 
 
-def check_array(name: str, x: np.ndarray, shape: tuple[int, ...], path: Path) -> None:
-    """Raises if an array has another shape than it should, or is not finite.
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Returns all arrays of a file.
 
     Raises:
-      ValueError: saying which, and what it should have.
+      FileNotFoundError: if there is none.
+      ValueError: if it is damaged.
     """
-    if x.shape != shape:
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}. Fetch it again.")
+    try:
+        with safe_open(path, framework="np") as file:
+            names = file.keys()  # a method of the file; it is no mapping
+            return {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
         raise ValueError(
-            f"{path}: the {name} has shape {x.shape}, and {shape} goes with the others. "
-            "Fetch the file again."
-        )
-    odd = int((~np.isfinite(x.astype(np.float32))).sum())
-    if odd:
-        raise ValueError(
-            f"{path}: {odd} of the {x.size} numbers of the {name} are not finite. "
-            "Fetch the file again, or train anew."
-        )
+            f"{path} ({path.stat().st_size:,} bytes) can't be read: {error}. It may be "
+            "cut short or be no safetensors file; fetch it again."
+        ) from error
 
 
-def check_k(k: Any, width: int, path: Path) -> int:
-    """Returns how many features of a token are on at most.
+def checked(
+    path: Path,
+    arrays: Arrays,
+    wanted: Mapping[str, str],
+    sizes: Mapping[str, int | None],
+) -> dict[str, np.ndarray]:
+    """Returns arrays in float32, or wider if they are, if they fit each other.
+
+    Args:
+      path: where they are from.
+      arrays: by name.
+      wanted: the axes of each, as letters: `{"W_enc": "DF"}`.
+      sizes: of the letters, as far as something else says them; an array says the rest.
 
     Raises:
-      ValueError: if that is no number within the width.
+      ValueError: if one is missing or beside, has a wrong shape or type, or numbers
+        that are not finite.
     """
-    if not isinstance(k, int | float) or k != int(k) or not 1 <= k <= width:
+    if arrays.keys() != wanted.keys():
         raise ValueError(
-            f"{path} says that {k!r} features of a token are on, of {width}. k is a "
-            f"whole number from 1 to {width}."
+            f"{path} has {', '.join(sorted(arrays)) or 'no arrays'}, and what it is "
+            f"said to be has {', '.join(sorted(wanted))}. Restore it, or correct what "
+            "its config says it is."
         )
-    return int(k)
+    known = {k: n for k, n in sizes.items() if n is not None}
+    for name, axes in wanted.items():
+        _check_shape(path, name, arrays[name], axes, known)
+    return {name: _floats(path, name, arrays[name]) for name in wanted}
+
+
+def _check_shape(
+    path: Path, name: str, array: np.ndarray, axes: str, known: dict[str, int]
+) -> None:
+    """Raises if a shape is not what is known, and learns the rest from it."""
+    if array.ndim == len(axes):
+        for letter, size in zip(axes, array.shape, strict=True):
+            known.setdefault(letter, size)
+    if array.shape != tuple(known.get(x) for x in axes):
+        told = ", ".join(
+            f"{known[x]} {LETTERS[x]}" if x in known else LETTERS[x]
+            for x in dict.fromkeys(axes)
+        )
+        raise ValueError(
+            f"{path}: {name} has shape {array.shape}, and is an array of {told}. "
+            "Restore it, or correct what its config says."
+        )
+
+
+def _floats(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "f" and array.dtype != jnp.bfloat16:
+        raise ValueError(
+            f"{path}: {name} holds {array.dtype}, no real numbers. Restore it."
+        )
+    wide = array if array.dtype == np.float64 else array.astype(np.float32)
+    bad = int((~np.isfinite(wide)).sum())
+    if bad:
+        raise ValueError(
+            f"{path}: {bad:,} of the {wide.size:,} numbers in {name} are not finite. "
+            "Train it again with a lower learning rate, or fetch it again."
+        )
+    return wide
+
+
+def top(path: Path, k: object, width: int) -> TopK:
+    """Returns the activation that keeps the `k` largest of `width` features.
+
+    Raises:
+      ValueError: if that is no such number.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= width:
+        raise ValueError(
+            f"{path} says that the {k} largest of {width:,} features are on. Correct "
+            f"`k`: it is a whole number from 1 to {width:,}."
+        )
+    return TopK(k)
+
+
+def centred(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Returns arrays of a dictionary that takes `b_dec` off what it reads, without.
+
+    `(x - b_dec) W_enc + b_enc = x W_enc + (b_enc - b_dec W_enc)`
+    """
+    wide = {k: arrays[k].astype(np.float64) for k in ("b_enc", "b_dec", "W_enc")}
+    bias = wide["b_enc"] - wide["b_dec"] @ wide["W_enc"]
+    return {**arrays, "b_enc": bias.astype(arrays["b_enc"].dtype)}
+
+
+def rescaled(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Returns arrays of a dictionary that multiplies pre-activations by `‖W_dec‖`.
+
+    Its decoder's rows are then of length one. A feature without a direction is off.
+    """
+    length = np.linalg.norm(arrays["W_dec"], axis=1)
+    inverse = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
+    return {
+        **arrays,
+        "W_enc": arrays["W_enc"] * length,
+        "b_enc": arrays["b_enc"] * length,
+        "W_dec": arrays["W_dec"] * inverse[:, None],
+    }
+
+
+def assembled(arrays: Arrays, activation: Activation) -> Dictionary:
+    """Returns the dictionary that arrays are of."""
+    skip = arrays.get("W_skip")
+    return Dictionary(
+        jnp.asarray(arrays["W_enc"]),
+        jnp.asarray(arrays["b_enc"]),
+        jnp.asarray(arrays["W_dec"]),
+        jnp.asarray(arrays["b_dec"]),
+        activation,
+        None if skip is None else jnp.asarray(skip),
+    )

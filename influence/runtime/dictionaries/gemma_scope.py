@@ -1,4 +1,7 @@
-"""Gemma Scope's arrays: `params.npz`."""
+"""Gemma Scope's folders: `params.npz`, whose path says what it is of.
+
+gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71/params.npz
+"""
 
 import re
 import zipfile
@@ -8,46 +11,72 @@ import jax.numpy as jnp
 import numpy as np
 
 from influence.interpret.activations import JumpReLU
-from influence.runtime.dictionaries.arrays import Arrays
+from influence.runtime.dictionaries import sites
+from influence.runtime.dictionaries.arrays import assembled, checked
 from influence.runtime.dictionaries.stored import About, Stored
-from influence.runtime.dictionaries.tensors import needed
 
 WEIGHTS = "params.npz"
 
+AXES = {"W_enc": "DF", "b_enc": "F", "W_dec": "FD", "b_dec": "D", "threshold": "F"}
 
-def read(folder: Path) -> Stored:
-    """Returns the dictionary in a folder, `layer_12/width_16k/average_l0_82`.
+PLACE = re.compile(
+    r"gemma-scope-(\d+b)-(pt|it)-(res|att|mlp|transcoders)\b.*layer_(\d+)\b", re.DOTALL
+)
+
+HOOKS = {"res": "hook_resid_post", "att": "attn.hook_z", "mlp": "hook_mlp_out"}
+"""TransformerLens' names of what their names say."""
+
+CONTEXT = 1024
+"""How many tokens their sequences had."""
+
+
+def read(folder: str | Path, *, folded: bool = False) -> Stored:
+    """Returns the dictionary of a folder.
+
+    Args:
+      folder: where it is, in a path like theirs.
+      folded: whether the scales of the model's norms are in the weights after them:
+        only then are their transcoders of what an MLP reads.
 
     Raises:
-      ValueError: if the file is damaged or holds objects, or its layer is not known.
+      FileNotFoundError: if a file is missing.
+      ValueError: if it is damaged, or the path does not say what it is of.
     """
-    path = folder / WEIGHTS
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {k: file[k] for k in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    path = Path(folder)
+    match = PLACE.search(path.resolve().as_posix())
+    if match is None:
         raise ValueError(
-            f"{path} can't be read without running what is in it: {error}. Fetch it "
-            "again; arrays of numbers need no objects."
-        ) from error
-    names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
-    encoder, bias, decoder, base, threshold = needed(arrays, names, path)
-    parts = Arrays(encoder, bias, decoder, base)
-    made = parts.dictionary(JumpReLU(jnp.asarray(threshold)), path)
-    return Stored(made, About(_site(folder), kind="jumprelu"))
-
-
-def _site(folder: Path) -> str:
-    """Returns the site that a folder's path names."""
-    said = re.search(r"layer_(\d+)", str(folder))
-    if said is None:
-        raise ValueError(
-            f"The path {folder} does not say which layer the dictionary is of. Keep "
-            "the folders as they are published: layer_12/width_16k/average_l0_82."
+            f"{path} does not say which site its dictionary is of. Keep the names of "
+            "the original: gemma-scope-2b-pt-res/layer_20/…"
         )
-    block = int(said[1])
-    if "-mlp" in str(folder):
-        return f"mlp_out.{block}"
-    if "-att" in str(folder):
-        return f"attention_heads.{block}"
-    return f"resid.{block + 1}"
+    size, tuned, kind, block = match[1], match[2], match[3], int(match[4])
+    writes = None
+    if kind == "transcoders":
+        hook, writes = "ln2.hook_normalized", f"mlp_out.{block}"
+    else:
+        hook = HOOKS[kind]
+    about = About(
+        sites.from_transformer_lens(f"blocks.{block}.{hook}", folded=folded),
+        writes,
+        model=f"google/gemma-2-{size}{'-it' if tuned == 'it' else ''}",
+        kind="jumprelu",
+        context=CONTEXT,
+    )
+    arrays = checked(path / WEIGHTS, _arrays(path / WEIGHTS), AXES, {})
+    threshold = jnp.asarray(arrays.pop("threshold"))
+    return Stored(assembled(arrays, JumpReLU(threshold)), about)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}. Fetch it again.")
+    try:
+        # numpy leaves a file that it opened itself open if it is no whole zip.
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) can't be read as arrays: {error}. "
+            "Fetch it again."
+        ) from error

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
+
+import numpy as np
 
 from influence.interpret.dictionary import Dictionary
 
@@ -56,13 +59,13 @@ class Stored:
         Raises:
           ValueError: saying what differs.
         """
-        about = self.about
+        about, written = self.about, reads if writes is None else writes
         sides = (
             ("reads", about.site, self.dictionary.reads, reads),
-            ("writes", about.writes or about.site, self.dictionary.writes, writes),
+            ("writes", about.writes or about.site, self.dictionary.writes, written),
         )
         for verb, site, own, found in sides:
-            if own != (reads if found is None else found):
+            if own != found:
                 raise ValueError(
                     f"The dictionary {verb} {own} numbers at {site}, where the model "
                     f"has {found}. Give the model that it is of"
@@ -76,3 +79,21 @@ class Stored:
                 f"{str(digest)[:12]}…. Give the weights and the type it was trained "
                 "on, or train a dictionary for these."
             )
+
+
+def plain(x: Any) -> Any:
+    """Returns a fact as JSON has it; a number that is not finite is null."""
+    if isinstance(x, Mapping):
+        return {str(k): plain(y) for k, y in x.items()}
+    if isinstance(x, list | tuple):
+        return [plain(y) for y in x]
+    if isinstance(x, np.generic | np.ndarray):
+        return plain(x.tolist())
+    if x is None or isinstance(x, str | bool | int):
+        return x
+    if isinstance(x, float):
+        return x if isfinite(x) else None
+    raise ValueError(
+        f"A fact is {x!r}, a {type(x).__name__}, which JSON has no word for. Give "
+        "numbers, text, lists and mappings of them."
+    )

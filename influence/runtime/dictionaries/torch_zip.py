@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 ORDERED, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
@@ -21,7 +21,7 @@ STORAGES = {
     "torch DoubleStorage": np.dtype("<f8"),
     "torch FloatStorage": np.dtype("<f4"),
     "torch HalfStorage": np.dtype("<f2"),
-    "torch BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch BFloat16Storage": np.dtype(jnp.bfloat16),
     "torch LongStorage": np.dtype("<i8"),
     "torch IntStorage": np.dtype("<i4"),
     "torch ShortStorage": np.dtype("<i2"),
@@ -30,6 +30,10 @@ STORAGES = {
     "torch BoolStorage": np.dtype("?"),
 }
 """The names that may occur beside the two functions."""
+
+
+class _ForeignError(ValueError):
+    """What is in the file is none of a state dict."""
 
 
 class _Name(NamedTuple):
@@ -56,17 +60,17 @@ def read_state(path: Path) -> dict[str, np.ndarray]:
             "cut short, or written by a torch before 1.6; save it again."
         ) from error
     if not isinstance(found, dict):
-        raise ValueError(_not(path, f"a {type(found).__name__}"))
+        raise _foreign(path, f"a {type(found).__name__}")
     for name, x in found.items():
         if not isinstance(name, str) or not isinstance(x, np.ndarray):
-            raise ValueError(_not(path, f"{name!r}, which is no tensor"))
+            raise _foreign(path, f"{name!r}, which is no tensor")
     return found
 
 
-def _not(path: Path, what: str) -> str:
-    return (
-        f"{path} holds {what}, and no state dict of tensors alone. It was not run. "
-        "Save `dictionary.state_dict()` instead."
+def _foreign(path: Path, what: str) -> _ForeignError:
+    return _ForeignError(
+        f"{path} holds {what}, and a state dict has tensors alone. Nothing of it was "
+        "run. Save `dictionary.state_dict()` instead."
     )
 
 
@@ -80,7 +84,7 @@ class _Members(NamedTuple):
         """Returns a part's bytes: as they lie there, so no more than the file has."""
         inside = [x for x in self.file.infolist() if x.filename.endswith(f"/{name}")]
         if len(inside) != 1 or inside[0].compress_type != zipfile.ZIP_STORED:
-            raise ValueError(_not(self.path, f"no part {name!r} that can be read"))
+            raise _foreign(self.path, f"no part {name!r} that can be read")
         return self.file.read(inside[0])
 
     def order(self) -> str:
@@ -110,7 +114,7 @@ class _Machine:
           ValueError: if it is none of a state dict.
         """
         if self.members.order() != "little":
-            raise ValueError(_not(self.path, "numbers of another byte order"))
+            raise _foreign(self.path, "numbers of another byte order")
         program = self.members.read("data.pkl")
         try:
             for code, argument, _ in pickletools.genops(program):
@@ -118,9 +122,11 @@ class _Machine:
                     break
                 self._step(code.name, argument)
             return self.stack.pop()
-        except (IndexError, KeyError, TypeError) as error:
+        except _ForeignError:
+            raise
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             what = f"a pickle that does not hold together ({error!r})"
-            raise ValueError(_not(self.path, what)) from error
+            raise _foreign(self.path, what) from error
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _VALUES:
@@ -128,7 +134,7 @@ class _Machine:
         elif name in _ACTIONS:
             _ACTIONS[name](self, argument)
         elif name not in ("PROTO", "FRAME"):
-            raise ValueError(_not(self.path, f"the pickle instruction {name}"))
+            raise _foreign(self.path, f"the pickle instruction {name}")
 
     def marked(self) -> list[Any]:
         """Takes everything down to the last mark off the stack, and the mark."""
@@ -152,18 +158,18 @@ class _Machine:
     def name(self, text: str) -> None:
         """Puts a name on the stack, if it is one of a state dict's."""
         if text not in (ORDERED, TENSOR, *STORAGES):
-            raise ValueError(_not(self.path, f"the name {text!r}"))
+            raise _foreign(self.path, f"the name {text!r}")
         self.stack.append(_Name(text))
 
     def storage(self) -> None:
         """Replaces what says where numbers are by them."""
         kind, name, key, _, count = self.stack.pop()
         if kind != "storage" or not isinstance(name, _Name):
-            raise ValueError(_not(self.path, f"a reference to {kind!r}"))
+            raise _foreign(self.path, f"a reference to {kind!r}")
         values = np.frombuffer(self.members.read(f"data/{key}"), STORAGES[name.text])
         if values.size != count:
             what = f"{values.size} numbers for a tensor of {count}"
-            raise ValueError(_not(self.path, what))
+            raise _foreign(self.path, what)
         self.stack.append(_Storage(values))
 
     def call(self) -> None:
@@ -174,7 +180,7 @@ class _Machine:
         elif name == _Name(TENSOR) and isinstance(arguments[0], _Storage):
             self.stack.append(self._tensor(arguments[0].values, *arguments[1:4]))
         else:
-            raise ValueError(_not(self.path, f"a call of {name!r}"))
+            raise _foreign(self.path, f"a call of {name!r}")
 
     def _tensor(
         self, values: np.ndarray, first: int, shape: Any, strides: Any
@@ -182,16 +188,16 @@ class _Machine:
         last = first + sum((n - 1) * x for n, x in zip(shape, strides, strict=True))
         inside = prod(shape) == 0 or (first >= 0 and last < values.size)
         if not inside or min((*shape, *strides), default=0) < 0:
-            raise ValueError(_not(self.path, "a tensor that is not in its storage"))
+            raise _foreign(self.path, "a tensor that is not in its storage")
         if prod(shape) > values.size:
-            raise ValueError(_not(self.path, "a tensor larger than its storage"))
+            raise _foreign(self.path, "a tensor larger than its storage")
         steps = [x * values.itemsize for x in strides]
         return np.lib.stride_tricks.as_strided(values[first:], shape, steps).copy()
 
     def set_items(self, pairs: list[Any]) -> None:
         """Adds keys and values, one after the other, to the dictionary below them."""
         if not isinstance(self.stack[-1], dict):
-            raise ValueError(_not(self.path, "items of something else"))
+            raise _foreign(self.path, "items of something else")
         self.stack[-1].update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def set_item(self) -> None:
@@ -203,7 +209,7 @@ class _Machine:
         """Drops the attributes of a state dict: the versions of its modules."""
         self.stack.pop()
         if not isinstance(self.stack[-1], dict):
-            raise ValueError(_not(self.path, "attributes of something else"))
+            raise _foreign(self.path, "attributes of something else")
 
 
 _VALUES: dict[str, Callable[[Any], Any]] = {

@@ -26,8 +26,11 @@ FORMAT = 1
 
 LOCK = ".lock"
 
-RUN, METHODS = "run", "methods"
-"""What a folder with stages may be: a run, or a table of methods."""
+LONGEST = 160
+"""Characters of an input that are shown where it changed."""
+
+RUN, METHODS, DICTIONARIES = "run", "methods", "dictionaries"
+"""What a folder with stages may be: a run, a table of methods, dictionaries."""
 
 
 class Stage(NamedTuple):
@@ -198,7 +201,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.flush()
         run = Run(folder)
         known = run.path(MANIFEST).is_file()
-        ours = known and run.manifest.get("job") in (RUN, METHODS)
+        ours = known and run.manifest.get("job") in (RUN, METHODS, DICTIONARIES)
         for torn in list(folder.rglob(TORN)) if ours else ():
             if torn.is_dir():
                 shutil.rmtree(torn)
@@ -208,8 +211,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _short(value: str | None) -> str:
-    """Returns a value as it is shown: of a checksum only the beginning."""
+    """Returns a value as it is shown: of what is long only the beginning."""
     if value is None:
         return "nothing"
     hexadecimal = len(value) == 64 and set(value) <= set("0123456789abcdef")
-    return value[:10] + "…" if hexadecimal else repr(value)
+    if hexadecimal:
+        return value[:10] + "…"
+    return repr(value) if len(value) <= LONGEST else repr(value[:LONGEST]) + " …"

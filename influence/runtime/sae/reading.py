@@ -18,13 +18,10 @@ from influence.runtime.dictionaries.stored import Stored
 from influence.runtime.driver import Driver
 from influence.runtime.models import Model
 from influence.runtime.run.job import MODEL, Job, Models, sample
-from influence.runtime.run.ledger import Ledger, begin
+from influence.runtime.run.ledger import DICTIONARIES, Ledger, begin
 from influence.runtime.run.options import Fit
 from influence.runtime.sae.options import Read
 from influence.types import Inputs
-
-DICTIONARIES = "dictionaries"
-"""The job of a folder in which dictionaries are trained."""
 
 TOKENS = 4096
 """Of a batch of sequences, about."""

@@ -20,10 +20,16 @@ from influence.runtime.corpus.packed import Packed
 from influence.runtime.dictionaries import folders
 from influence.runtime.dictionaries.stored import About, Stored
 from influence.runtime.run.job import MODEL, Models
-from influence.runtime.run.ledger import Ledger, Stage, begin, locked
+from influence.runtime.run.ledger import (
+    DICTIONARIES,
+    Ledger,
+    Stage,
+    begin,
+    locked,
+)
 from influence.runtime.run.options import check_numbers
 from influence.runtime.sae.options import Train
-from influence.runtime.sae.reading import DICTIONARIES, Reading, open_reading, split
+from influence.runtime.sae.reading import Reading, open_reading, split
 
 CENTRED_ON = 1024
 """Sequences that the middle and the size of what is at a site are found from."""
