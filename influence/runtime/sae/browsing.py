@@ -21,6 +21,7 @@ from influence.runtime.corpus.packed import Packed
 from influence.runtime.corpus.texts import texts
 from influence.runtime.dictionaries.folders import open_dictionary
 from influence.runtime.dictionaries.stored import Stored
+from influence.runtime.models import Model
 from influence.runtime.report.feature_exports import circuit_tracer, neuronpedia
 from influence.runtime.report.features import render
 from influence.runtime.run.fitting import curvature_of, fitted
@@ -272,9 +273,9 @@ class _Browsing:
         best = rankings(total, CAUSES), rankings(total, CAUSES, lowest=True)
         rows = [(*up, *reversed(tuple(down))) for up, down in zip(*best, strict=True)]
         ids = sorted({x.id for row in rows for x in row})
-        said = texts(corpus.packed, corpus.source, ids, model.tokenizer)
+        said = _texts(corpus, model, ids)
         return {
-            i: tuple(Cause(x.id, x.score, "".join(said[x.id])) for x in row)
+            i: tuple(Cause(x.id, x.score, said[x.id]) for x in row)
             for i, row in zip(chosen, rows, strict=True)
         }
 
@@ -283,6 +284,16 @@ class _Browsing:
         return at_peaks(
             self.reading, self.stored, self.site, self.packed, self.survey, feature
         )
+
+
+def _texts(corpus: Corpus, model: Model, ids: Sequence[str]) -> dict[str, str]:
+    """Returns sequences' texts; token ids, if that is all they are."""
+    packed = corpus.packed
+    if model.tokenizer is None:
+        rows = {x: packed.tokens_at(packed.place_of(x)) for x in ids}
+        return {x: " ".join(map(str, row.tolist())) for x, row in rows.items()}
+    found = texts(packed, corpus.source, ids, model.tokenizer)
+    return {x: "".join(pieces) for x, pieces in found.items()}
 
 
 def at_peaks(
