@@ -126,9 +126,8 @@ def _with(shapes: Any, kept: Sequence[np.ndarray]) -> Any:
 def demo(seed: int, kept: Sequence[np.ndarray] | None = None) -> Subject:
     """Returns the demo's model.
 
-    Its features are learned from all modules that demos of any size read; a tenth of
-    the sequences it was itself trained on, those of the first sixteen, is held out from
-    that.
+    Its features are learned from all modules that demos of any size read, of which it
+    was itself trained on the first sixteen; a tenth of their sequences is held out.
 
     Args:
       seed: of its training.
@@ -148,10 +147,11 @@ def demo(seed: int, kept: Sequence[np.ndarray] | None = None) -> Subject:
         for x in cut(text, corpus.tokenizer, SMALL.config.context)
     )
     pieces = [(x.id, x.tokens) for x in each if len(x.tokens) > 1]
-    own = np.random.default_rng(seed).permutation(len(taught))[: len(taught) // 10]
-    apart = {taught.ids[i] for i in own}
-    held = _as([x for x in pieces if x[0] in apart])
-    seen = _as([x for x in pieces if x[0] not in apart])
+    order = np.random.default_rng(seed).permutation(len(pieces))
+    last = len(order) // 10
+    held, seen = (
+        _as([pieces[i] for i in np.sort(x)]) for x in (order[:last], order[last:])
+    )
     return Subject("demo", Source(task, params), Address("resid", 3), seen, held)
 
 

@@ -51,21 +51,6 @@ def train(work: Path, name: str, kind: str, k: int, steps: int) -> float:
             sae_lens.BatchTopKTrainingSAEConfig,
             {"k": k},
         ),
-        "matryoshka": (
-            sae_lens.MatryoshkaBatchTopKTrainingSAE,
-            sae_lens.MatryoshkaBatchTopKTrainingSAEConfig,
-            {"k": k, "matryoshka_widths": [width // 8, width // 4, width // 2, width]},
-        ),
-        "jumprelu": (
-            sae_lens.JumpReLUTrainingSAE,
-            sae_lens.JumpReLUTrainingSAEConfig,
-            {"jumprelu_sparsity_loss_mode": "tanh", "l0_coefficient": 1.0},
-        ),
-        "standard": (
-            sae_lens.StandardTrainingSAE,
-            sae_lens.StandardTrainingSAEConfig,
-            {"l1_coefficient": 2.0},
-        ),
     }
     make, about, rest = own[kind]
     sae = make(about(**options, **rest))

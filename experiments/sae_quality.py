@@ -47,8 +47,8 @@ KINDS: dict[str, Any] = {
     "standard": lambda k, width: Standard(1.0),
 }
 
-PEERS = ("batchtopk", "topk", "matryoshka", "jumprelu", "standard")
-"""Kinds that SAELens is given as well."""
+PEERS = ("batchtopk", "topk")
+"""Kinds that SAELens is given as well: those whose `k` means the same."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Options:
     """
 
     peers: bool = False
-    steps: int = 1200
-    k: int = 32
+    steps: int = 2000
+    k: int = 31
     subjects: tuple[str, ...] = ("demo", "bench")
-    kinds: tuple[str, ...] = tuple(KINDS)
+    kinds: tuple[str, ...] = ("batchtopk", "topk", "jumprelu")
     work: Path = Path("runs") / "sae_quality"
     seed: int = 0
     one: str = ""

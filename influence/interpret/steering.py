@@ -17,7 +17,7 @@ Letters: `B` texts, `T` positions, `E` edits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,10 +28,12 @@ from jax import Array
 
 from influence.interpret.dictionary import Dictionary, pre_activations
 from influence.interpret.link import check_feature
+from influence.linalg.contract import wide
+from influence.model.examples import prompted
 from influence.model.generate import generate
 from influence.model.sites import Address, addresses, read, replaced
 from influence.model.task import LanguageModel
-from influence.types import Params
+from influence.types import Inputs, Params
 
 PATTERN = "attention_pattern"
 """The sites at which what attention looks at can be held fixed."""
@@ -181,7 +183,7 @@ class Steered:
     Equal for equal models and sites: what was compiled for some edits serves others.
 
     Attributes:
-      apply: the model, `(params, tokens_BxT) -> logits`.
+      apply: the model, `(params, tokens_BxT) -> logits`; it may take segments as well.
       site: what the dictionary reads.
       writes: what it writes; the same site for an autoencoder.
       freeze_attention: whether attention looks where it would without edits.
@@ -208,9 +210,22 @@ class Steered:
     writes: Address
     freeze_attention: bool = False
 
-    def __call__(self, steering: "Steering", tokens_BxT: Array) -> Array:
-        """Returns logits, `[B, T, V]`."""
+    def __call__(
+        self,
+        steering: "Steering",
+        tokens_BxT: Array,
+        segments_BxT: Array | None = None,
+    ) -> Array:
+        """Returns logits, `[B, T, V]`; positions are those in the row, of any document.
+
+        Args:
+          steering: the model's parameters, and the edits.
+          tokens_BxT: token ids.
+          segments_BxT: the number of each token's document, for a model that takes it.
+        """
         params, dictionary, edits, prompt_B = steering
+        rest = () if segments_BxT is None else (segments_BxT,)
+        args = (params, tokens_BxT, *rest)
         place = jnp.arange(tokens_BxT.shape[1], dtype=jnp.int32)[None]
         place = jnp.broadcast_to(place, tokens_BxT.shape)
         if prompt_B is not None:
@@ -219,29 +234,29 @@ class Steered:
         def edit(own: Array) -> Array:
             return own + changed(dictionary, edits, own, place).astype(own.dtype)
 
-        fixed = self._patterns(params, tokens_BxT)
+        fixed = self._patterns(args)
         if self.writes == self.site:
-            return self._run({self.site: edit, **fixed})(params, tokens_BxT)
-        x = read(self._run(fixed), (self.site,))(params, tokens_BxT)[self.site]
+            return self._run({self.site: edit, **fixed})(*args)
+        x = read(self._run(fixed), (self.site,))(*args)[self.site]
         more = changed(dictionary, edits, x, place)
         there = {self.writes: lambda own: own + more.astype(own.dtype)}
-        return self._run({**there, **fixed})(params, tokens_BxT)
+        return self._run({**there, **fixed})(*args)
 
     def _run(self, edits: Mapping[Address, Callable[[Array], Array]]) -> Any:
         return replaced(self.apply, edits) if edits else self.apply
 
-    def _patterns(self, params: Params, tokens: Array) -> dict[Address, Any]:
+    def _patterns(self, args: Sequence[Any]) -> dict[Address, Any]:
         """Returns what puts the unedited model's attention in its place."""
         if not self.freeze_attention:
             return {}
-        count = addresses(self.apply, params, tokens).get(PATTERN, 0)
+        count = addresses(self.apply, *args).get(PATTERN, 0)
         if not count:
             raise ValueError(
                 f"The model has no site {PATTERN!r}, so its attention can't be frozen. "
                 "Name it in the model, or steer without."
             )
         places = [Address(PATTERN, i) for i in range(count)]
-        clean = read(self.apply, places)(params, tokens)
+        clean = read(self.apply, places)(*args)
         return {k: lambda _, x=x: x for k, x in clean.items()}
 
 
@@ -318,17 +333,27 @@ def compare(
     said = partial(generate, stop=stop, temperature=temperature, key=key)
     plain = said(task.apply, params, prompts, length)
     other = said(steered, held, prompts, length)
-    kl, cost = [], []
-    for i, (prompt, rest) in enumerate(zip(prompts, plain, strict=True)):
-        tokens = jnp.asarray([[*prompt, *rest]], jnp.int32)
-        one = replace(steered)(held._replace(prompt_B=start[i : i + 1]), tokens)
-        clean = task.apply(params, tokens)
-        a, b = (jax.nn.log_softmax(x[0].astype(jnp.float32), -1) for x in (clean, one))
-        at = np.arange(len(prompt) - 1, tokens.shape[1] - 1)
-        next_ = np.asarray(tokens[0])[at + 1]
-        kl.append(float((jnp.exp(a) * (a - b)).sum(-1)[at].mean()))
-        cost.append(float((a[at, next_] - b[at, next_]).mean()))
-    return Comparison(plain, other, kl, cost)
+    pairs = enumerate(zip(prompts, plain, strict=True))
+    texts = prompted({str(i): pair for i, pair in pairs})
+    kl, cost = (np.asarray(x) for x in _costs(task, steered, held, texts.inputs))
+    return Comparison(plain, other, kl.tolist(), cost.tolist())
+
+
+@jax.jit(static_argnums=(0, 1))
+def _costs(
+    task: LanguageModel, steered: Steered, held: Steering, inputs: Inputs
+) -> tuple[Array, Array]:
+    """Returns each text's KL and what it loses in likelihood, nats a label, `[B]`."""
+    counts, labels = task.counts(inputs), task.labels(inputs)
+    plain = task.outputs(held.params, inputs)
+    other = steered(held, inputs["tokens"])
+    p, q = (jax.nn.log_softmax(x.astype(wide(x.dtype)), -1) for x in (plain, other))
+
+    def mean(x_BxT: Array) -> Array:
+        return x_BxT.mean(1, where=counts)
+
+    kl = mean((jnp.exp(p) * (p - q)).sum(-1))
+    return kl, mean(task.loss(other, labels) - task.loss(plain, labels))
 
 
 def _check_length(

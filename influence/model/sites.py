@@ -4,7 +4,7 @@ A model names a value with `jax.ad_checkpoint.checkpoint_name`; the `i`-th time 
 so as it runs, the value's *address* is `name.i`: `resid.4` is what enters the fifth
 block, whether blocks are a Python loop or the body of a scan. The program is walked,
 not edited: a scan is carried out in pieces, and the step that holds an address by
-itself, so that what comes after the last value that is asked for is never computed.
+itself, so that, compiled, what comes after the last value asked for is not computed.
 """
 
 from collections import Counter

@@ -1,6 +1,8 @@
 """Steering: edits of features do what they say, where they say it, and nothing else."""
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,6 @@ from influence.interpret.dictionary import Dictionary, encode
 from influence.interpret.steering import (
     GENERATED,
     PROMPT,
-    Edit,
     Steered,
     Steering,
     ablate,
@@ -56,10 +57,20 @@ def params():
     return parameters(CONFIG)
 
 
+@partial(jax.jit, static_argnums=0)
+def run(apply, params, tokens):
+    return apply(params, tokens)
+
+
 def dictionary(activation=ACTIVATIONS["relu"]):
     rng = np.random.default_rng(3)
-    shapes = ((WIDTH, FEATURES), FEATURES, (FEATURES, WIDTH), WIDTH)
-    return Dictionary(*(jnp.asarray(rng.normal(size=x)) for x in shapes), activation)
+    return Dictionary(
+        jnp.asarray(rng.normal(size=(WIDTH, FEATURES))),
+        jnp.asarray(rng.normal(size=FEATURES)),
+        jnp.asarray(rng.normal(size=(FEATURES, WIDTH))),
+        jnp.asarray(rng.normal(size=WIDTH)),
+        activation,
+    )
 
 
 def logits(
@@ -67,13 +78,16 @@ def logits(
 ):
     own = own or dictionary()
     held = Steering(params, own, gathered(edits, own), prompt)
-    model = jax.jit(Steered(APPLY, site, writes or site))
-    return model(held, TOKENS if tokens is None else tokens)
+    model = Steered(APPLY, site, writes or site)
+    return run(model, held, TOKENS if tokens is None else tokens)
 
 
 def activations(params, own, site=SITE):
-    x = jax.jit(read(APPLY, [site]))(params, TOKENS)[site]
-    return encode(own, x)
+    return encode(own, values(params, site))
+
+
+def values(params, site):
+    return jax.jit(read(APPLY, [site]))(params, TOKENS)[site]
 
 
 def busiest(z, place=-1):
@@ -123,13 +137,11 @@ def test_a_feature_clamped_to_its_own_activation_changes_nothing(
     first = TOKENS[:1]
     edits = [clamp(i, float(z[0, -1, i]), (T - 1, T - 1)) for i in (on, off)]
     options = {"own": own, "site": site, "writes": writes, "tokens": first}
-    close(logits(params, edits, **options), APPLY(params, first))
-    moved = [replace_add(edits[0], 1.0), edits[1]]
-    assert abs(logits(params, moved, **options) - APPLY(params, first)).max() > 1e-3
-
-
-def replace_add(edit: Edit, more: float) -> Edit:
-    return edit._replace(add=edit.add + more)
+    close(logits(params, edits, **options), run(APPLY, params, first))
+    moved = [edits[0]._replace(add=edits[0].add + 1), edits[1]]
+    assert (
+        abs(logits(params, moved, **options) - run(APPLY, params, first)).max() > 1e-3
+    )
 
 
 @EACH
@@ -139,13 +151,13 @@ def test_to_ablate_is_to_clamp_to_zero_and_to_scale_by_it(params, activation):
     found = logits(params, [ablate(i)], own=own)
     np.testing.assert_array_equal(found, logits(params, [clamp(i, 0.0)], own=own))
     np.testing.assert_array_equal(found, logits(params, [scale(i, 0.0)], own=own))
-    assert abs(found - APPLY(params, TOKENS)).max() > 1e-3
+    assert abs(found - run(APPLY, params, TOKENS)).max() > 1e-3
 
 
 @EACH
 def test_what_is_added_is_what_the_table_says(params, activation):
     own = dictionary(activation)
-    x = read(APPLY, [SITE])(params, TOKENS)[SITE]
+    x = values(params, SITE)
     i = busiest(encode(own, x))
     f, d = encode(own, x)[..., i : i + 1], own.decoder_FxO[i][None, None]
     table = {
@@ -161,7 +173,7 @@ def test_what_is_added_is_what_the_table_says(params, activation):
 
 
 def test_adding_is_linear_in_the_stream(params):
-    x = read(APPLY, [SITE])(params, TOKENS)[SITE]
+    x = values(params, SITE)
     own = dictionary()
 
     def stream(*edits):
@@ -175,7 +187,7 @@ def test_adding_is_linear_in_the_stream(params):
 
 
 def test_logits_before_an_edit_are_untouched(params):
-    plain = np.asarray(APPLY(params, TOKENS))
+    plain = np.asarray(run(APPLY, params, TOKENS))
     for start in (0, 3, T - 1):
         found = np.asarray(logits(params, [add(4, 6.0, (start, T))]))
         close(found[:, :start], plain[:, :start])
@@ -187,7 +199,7 @@ def test_positions_are_counted_from_the_end_of_each_prompt(params):
 
     def edited(positions):
         found = logits(params, [add(4, 6.0, positions)], prompt=lengths)
-        return abs(found - APPLY(params, TOKENS)).max(-1) > 1e-9
+        return abs(found - run(APPLY, params, TOKENS)).max(-1) > 1e-9
 
     def from_(starts):
         return np.arange(T)[None] >= np.asarray(starts)[:, None]
@@ -209,14 +221,15 @@ def test_edits_of_the_prompt_and_of_what_follows_make_up_those_of_all(params):
 
 
 def test_each_edit_of_a_feature_sees_what_earlier_ones_left(params):
-    def run(*edits):
+    def after(*edits):
         return logits(params, edits)
 
-    close(run(clamp(4, 3.0), scale(4, 2.0)), run(clamp(4, 6.0)))
-    close(run(scale(4, 2.0), clamp(4, 3.0)), run(clamp(4, 3.0)))
-    close(run(add(4, 1.0), scale(4, 2.0)), run(scale(4, 2.0), add(4, 2.0)))
-    close(run(clamp(4, 3.0), ablate(4)), run(ablate(4)))
-    assert abs(run(clamp(4, 3.0), add(4, 1.0)) - run(clamp(4, 3.0))).max() > 1e-3
+    close(after(clamp(4, 3.0), scale(4, 2.0)), after(clamp(4, 6.0)))
+    close(after(scale(4, 2.0), clamp(4, 3.0)), after(clamp(4, 3.0)))
+    close(after(add(4, 1.0), scale(4, 2.0)), after(scale(4, 2.0), add(4, 2.0)))
+    close(after(clamp(4, 3.0), ablate(4)), after(ablate(4)))
+    close(after(clamp(4, 3.0), add(4, 1.0)), after(clamp(4, 4.0)))
+    assert abs(after(clamp(4, 4.0)) - after(clamp(4, 3.0))).max() > 1e-3
 
 
 def test_edits_of_different_features_are_of_one_state(params):
@@ -243,17 +256,16 @@ def test_the_edited_model_is_the_one_written_so(params):
         f = jax.nn.relu(x @ own.encoder_DxF + own.encoder_bias_F[None, None])[..., [i]]
         return x + (5.0 - f) * d[i][None, None] - 2.0 * d[3][None, None]
 
-    close(by_hand(params, TOKENS), APPLY(params, TOKENS))
+    close(by_hand(params, TOKENS), run(APPLY, params, TOKENS))
     found = logits(params, [clamp(i, 5.0), add(3, -2.0)], own=own)
     close(found, by_hand(params, TOKENS, at=edited))
 
 
-@EACH
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_transcoders_feature_is_read_in_one_place_and_written_in_another(
-    params, activation, skip
+    params, skip
 ):
-    own = dictionary(activation)
+    own = dictionary(ACTIVATIONS["topk"])
     if skip:
         own = replace(own, skip_OxD=jnp.ones((WIDTH, WIDTH)))
     i = busiest(activations(params, own, READS))
@@ -272,11 +284,14 @@ def test_a_transcoders_feature_is_read_in_one_place_and_written_in_another(
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_a_steered_continuation_is_that_of_the_model_written_so(params, temperature):
     own, strength = dictionary(), 4.0
-    d, lengths = own.decoder_FxO[3][None, None], jnp.asarray([len(x) for x in PROMPTS])
+    d, lengths = (
+        strength * own.decoder_FxO[3][None, None],
+        jnp.asarray([len(x) for x in PROMPTS]),
+    )
 
     def hand(params, tokens):
         new = jnp.arange(tokens.shape[1])[None] >= lengths[:, None]
-        return by_hand(params, tokens, at=lambda x: x + new[..., None] * strength * d)
+        return by_hand(params, tokens, at=lambda x: x + jnp.where(new[..., None], d, 0))
 
     held = Steering(params, own, gathered([add(3, strength, GENERATED)], own), lengths)
     options = {"temperature": temperature, "key": jax.random.key(0)}
@@ -288,22 +303,19 @@ def test_a_steered_continuation_is_that_of_the_model_written_so(params, temperat
 def test_other_features_strengths_and_positions_compile_nothing_anew(params):
     own, traced = dictionary(), []
 
-    def counting(params, tokens):
-        traced.append(tokens.shape)
-        return APPLY(params, tokens)
+    @jax.jit
+    def counting(held):
+        traced.append(held)
+        return Steered(APPLY, SITE, SITE)(held, TOKENS)
 
-    model = Steered(counting, SITE, SITE)
-    lengths = jnp.asarray([len(x) for x in PROMPTS])
-
-    def run(*edits):
-        held = Steering(params, own, gathered(edits, own), lengths)
-        generate(model, held, PROMPTS, 3)
+    def traces(*edits):
+        lengths = jnp.asarray([3, 5, T])
+        counting(Steering(params, own, gathered(edits, own), lengths))
         return len(traced)
 
-    once = run(add(3, 1.0), ablate(2))
-    assert once > 0
-    assert run(clamp(5, -7.5, PROMPT), scale(0, 2.0, (-2, 4))) == once
-    assert run(add(3, 1.0)) > once
+    assert traces(add(3, 1.0), ablate(2)) == 1
+    assert traces(clamp(5, -7.5, PROMPT), scale(0, 2.0, (-2, 4))) == 1
+    assert traces(add(3, 1.0)) == 2
 
 
 def test_equal_models_are_equal_once_steered():
@@ -317,19 +329,31 @@ def test_a_language_model_can_be_steered(params):
     own = dictionary()
     held = Steering(params, own, gathered([add(3, 4.0)], own))
     task = LanguageModel(Steered(APPLY, SITE, SITE))
-    found = task.outputs(held, {"tokens": TOKENS})
+    found = run(task.outputs, held, {"tokens": TOKENS})
     close(found, logits(params, [add(3, 4.0)]))
 
 
+@pytest.mark.parametrize("freeze_attention", [False, True])
+def test_documents_in_one_row_are_steered_as_if_alone(params, freeze_attention):
+    own = dictionary()
+    held = Steering(params, own, gathered([clamp(3, 4.0)], own))
+    task = LanguageModel(Steered(APPLY, SITE, SITE, freeze_attention))
+    segments = jnp.asarray([[1] * 3 + [2] * (T - 3)])
+    row = {"tokens": TOKENS[:1], "segments": segments}
+    found = run(task.outputs, held, row)
+    close(found[:, :3], run(task.outputs, held, {"tokens": TOKENS[:1]})[:, :3])
+    close(found[:, 3:], run(task.outputs, held, {"tokens": TOKENS[:1, 3:]}))
+
+
 def test_frozen_attention_looks_where_it_did(params):
-    def looking(params, tokens):
+    def looking(params, tokens) -> Any:
         """Returns a value's attention to others, and what it makes of them."""
         x = checkpoint_name(params[tokens], "value")
         pattern = jax.nn.softmax(x @ x.mT, axis=-1)
         pattern = checkpoint_name(pattern[:, None], "attention_pattern")
         return pattern, pattern[:, 0] @ x
 
-    table, own = jnp.asarray(np.random.default_rng(5).normal(size=(V, WIDTH))), None
+    table = jnp.asarray(np.random.default_rng(5).normal(size=(V, WIDTH)))
     own = dictionary()
     held = Steering(table, own, gathered([add(3, 2.0, (2, 4))], own))
     free = Steered(looking, cases.SITE, cases.SITE)
@@ -350,10 +374,10 @@ def test_frozen_attention_is_that_of_every_block(params):
     held = Steering(params, own, gathered([add(3, 4.0)], own))
     frozen = Steered(APPLY, SITE, SITE, freeze_attention=True)
     nothing = held._replace(edits=gathered([add(3, 0.0)], own))
-    close(frozen(nothing, TOKENS), APPLY(params, TOKENS))
+    close(run(frozen, nothing, TOKENS), run(APPLY, params, TOKENS))
     # At the first position there is nothing to look at but itself.
     free = logits(params, [add(3, 4.0)])
-    found = frozen(held, TOKENS)
+    found = run(frozen, held, TOKENS)
     close(found[:, 0], free[:, 0])
     assert abs(found - free)[:, 1:].max() > 1e-3
 
@@ -389,20 +413,20 @@ def test_a_comparison_holds_both_texts_and_what_steering_costs(
     assert found.plain == generate(APPLY, params, PROMPTS, 5)
     assert found.steered == generate(model, held, PROMPTS, 5)
     assert found.plain != found.steered
-    for i, (prompt, rest) in enumerate(zip(PROMPTS, found.plain, strict=True)):
-        one = held._replace(prompt_B=lengths[i : i + 1])
+    whole = [[*x, *y] for x, y in zip(PROMPTS, found.plain, strict=True)]
+    filled = jnp.asarray([x + [0] * (10 - len(x)) for x in whole])
+    clean, other = (
+        np.asarray(jax.nn.softmax(run(f, x, filled)), np.float64)
+        for f, x in ((APPLY, params), (model, held))
+    )
+    for i, (prompt, tokens) in enumerate(zip(PROMPTS, whole, strict=True)):
         terms, costs = [], []
-        for n, token in enumerate(rest):
-            before = jnp.asarray([[*prompt, *rest[:n]]])
-            p, q = (
-                np.asarray(jax.nn.softmax(x[0, -1]), np.float64)
-                for x in (APPLY(params, before), model(one, before))
-            )
+        for t in range(len(prompt), len(tokens)):
+            p, q = clean[i, t - 1], other[i, t - 1]
             terms.append((p * np.log(p / q)).sum())
-            costs.append(np.log(p[token] / q[token]))
-        # The comparison is in float32.
-        np.testing.assert_allclose(found.kl[i], np.mean(terms), rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(found.cost[i], np.mean(costs), rtol=1e-4, atol=1e-6)
+            costs.append(np.log(p[tokens[t]] / q[tokens[t]]))
+        close(found.kl[i], np.mean(terms))
+        close(found.cost[i], np.mean(costs))
         assert found.kl[i] > 0
 
 
@@ -411,7 +435,7 @@ def test_what_changes_nothing_costs_nothing(params):
     model = Steered(APPLY, SITE, SITE)
     found = compare(task, params, model, dictionary(), [scale(3, 1.0)], PROMPTS, 4)
     assert found.plain == found.steered
-    np.testing.assert_allclose([*found.kl, *found.cost], 0, atol=1e-6)
+    close([*found.kl, *found.cost], 0)
 
 
 def test_what_can_not_be_steered_is_refused(params):
