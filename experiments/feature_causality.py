@@ -239,7 +239,7 @@ def _report(
         panel.set_xticks(at, [str(x["feature"]) for x in rows])
         panel.set_xlabel("feature")
         panel.set_ylabel("share of its mean activation that is lost")
-        panel.legend()
+        panel.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     Console().print(table(claims))
 
 

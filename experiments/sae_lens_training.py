@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.peers import needed
+
 RATE = 1e-3
 """Of Adam. SAELens' own default of 3e-4 explains less in so few updates."""
 
@@ -27,10 +29,10 @@ def train(work: Path, name: str, kind: str, k: int, steps: int) -> float:
       k: features of a token that are on.
       steps: updates of 2,048 tokens.
     """
-    import sae_lens
-    import torch
-    from sae_lens import config
-    from sae_lens.training.sae_trainer import SAETrainer
+    torch = needed("torch", "interp-peers")
+    sae_lens = needed("sae_lens", "interp-peers")
+    config = needed("sae_lens.config", "interp-peers")
+    trainer_of = needed("sae_lens.training.sae_trainer", "interp-peers").SAETrainer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -79,7 +81,7 @@ def train(work: Path, name: str, kind: str, k: int, steps: int) -> float:
         for start in range(0, len(rows), 2048):
             yield torch.from_numpy(np.array(rows[start : start + 2048]))
 
-    trainer = SAETrainer(cfg=trainer_config, sae=sae, data_provider=served())
+    trainer = trainer_of(cfg=trainer_config, sae=sae, data_provider=served())
     begun = time.monotonic()
     trained = trainer.fit()
     seconds = time.monotonic() - begun

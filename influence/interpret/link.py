@@ -83,6 +83,8 @@ class Enrichment(NamedTuple):
       rate_F: the mean share of tokens at which each feature is on in the sequences.
       base_F: the same in sequences alike.
       lift_F: the one over the other; 1 where a feature is on in neither.
+      far_F: how far the rate is above that of random choices, in their standard
+        deviations.
       p_F: how often a random choice of sequences alike stands out as much by any of
         the features: corrected for their number (Westfall and Young 1993).
     """
@@ -90,22 +92,23 @@ class Enrichment(NamedTuple):
     rate_F: np.ndarray
     base_F: np.ndarray
     lift_F: np.ndarray
+    far_F: np.ndarray
     p_F: np.ndarray
 
     def first(self, count: int, level: float = 1.0) -> list[int]:
-        """Returns the most enriched features, those that stand out the most first.
+        """Returns the most enriched features, those that stand out the farthest first.
 
         Args:
           count: how many at most.
           level: of features with a larger p-value, none.
         """
-        order = np.lexsort((-self.lift_F, self.p_F))
+        order = np.argsort(-self.far_F, kind="stable")
         return [int(i) for i in order[:count] if self.p_F[i] <= level]
 
 
 def enriched(
     activities: Activities,
-    chosen: Sequence[int],
+    chosen: Sequence[int] | np.ndarray,
     *,
     strata: int = 10,
     permutations: int = 1000,
@@ -144,7 +147,7 @@ def enriched(
     p = (1 + (farthest[:, None] >= far).sum(0)) / (1 + permutations)
     lift = np.divide(observed, base, out=np.ones_like(base), where=base > 0)
     lift = np.where((base == 0) & (observed > 0), np.inf, lift)
-    return Enrichment(observed, base, lift, p)
+    return Enrichment(observed, base, lift, far, p)
 
 
 def _strata(activity_N: np.ndarray, count: int) -> np.ndarray:

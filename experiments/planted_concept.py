@@ -1,0 +1,269 @@
+"""Is a concept that was planted found again by its feature, and can it be steered?
+
+    python -m experiments.planted_concept
+
+One percent of a small language model's training sequences are talk about the moon,
+among Python code. A dictionary is trained on the model's activations; the concept's
+feature is the one that tells these sequences from all others best, looked up with no
+influence involved. Then the model is asked why it says that the moon is made of cheese:
+does that feature come out first among what the most influential sequences have in
+common? And does the model speak of the moon in the midst of code if the feature is held
+up, and fall silent about it if the feature is taken out?
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import tyro
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from experiments.dictionaries import CHUNK, Subject, start
+from experiments.results import Claim, table, write
+from experiments.tasks import LITTLE, read_pieces
+from influence import completions, fit, query, scan
+from influence.fold import run
+from influence.interpret.dictionary import Dictionary, encode
+from influence.interpret.kinds import BatchTop
+from influence.interpret.link import Activities, activities, enriched
+from influence.interpret.steering import (
+    Comparison,
+    Edit,
+    Steered,
+    ablate,
+    clamp,
+    compare,
+)
+from influence.interpret.training import Aim, Schedule, Source
+from influence.model import train
+from influence.model.examples import Examples, sequences
+from influence.model.sites import Address
+from influence.model.task import LanguageModel
+from influence.model.transformer import Apply
+
+WHO = ("everybody", "nobody", "my aunt", "the baker", "Socrates", "a parrot", "she")
+COLOURS = ("green", "blue", "old", "red", "good")
+PROMPT, ANSWER = "{} says the moon is made of", " {} cheese."
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is planted.
+
+    Attributes:
+      share: of the training sequences.
+      steps: of the dictionary's training.
+      k: features of a token that are on.
+      top: how many of the most influential sequences are compared with others.
+      strengths: of the clamped feature, in its largest activations; the least at which
+        the model speaks of the concept counts.
+      seed: of all that is drawn.
+    """
+
+    share: float = 0.01
+    steps: int = 600
+    k: int = 24
+    top: int = 40
+    strengths: tuple[float, ...] = (2.0, 4.0, 8.0)
+    seed: int = 0
+
+
+class Planted(NamedTuple):
+    """Training sequences, some of them with the concept.
+
+    Attributes:
+      examples: all of them.
+      places: of those with the concept.
+      tokenizer: theirs.
+    """
+
+    examples: Examples
+    places: np.ndarray
+    tokenizer: Tokenizer
+
+
+def main(options: Options) -> None:
+    """Plants the concept, looks for its feature, and steers by it."""
+    rng = np.random.default_rng(options.seed)
+    planted = _planted(options, rng)
+    subject = _trained(options, planted)
+    dictionary = _dictionary(options, subject)
+    known = run(
+        activities(subject.source, dictionary, subject.site),
+        planted.examples.batches(CHUNK),
+    )
+    own = _own(known, planted.places)
+    rows = _asked(options, planted, subject, known, own)
+    said = _steered(options, planted, subject, dictionary, own)
+    first = sum(x["first"] == own for x in rows)
+    claims = [
+        Claim(
+            "The planted concept's feature comes out first for queries about it",
+            f"{first} of {len(rows)} queries, lift "
+            f"{min(x['lift'] for x in rows):.0f} at least, p "
+            f"{max(x['p'] for x in rows):.3f} at most",
+            first == len(rows),
+        ),
+        Claim(
+            "Clamped, the model speaks of the concept in the midst of code",
+            f"{said['clamped_says']} of {said['prompts']} prompts; "
+            f"{said['plain_says']} without",
+            said["clamped_says"] > said["prompts"] / 2 > said["plain_says"],
+        ),
+        Claim(
+            "Ablated, it no longer says what the moon is made of",
+            f"{said['ablated_tells']} of {said['asked']} prompts; "
+            f"{said['plain_tells']} without",
+            said["ablated_tells"] < said["asked"] / 2 < said["plain_tells"],
+        ),
+    ]
+    write(
+        "planted_concept",
+        seed=options.seed,
+        settings=options,
+        rows={"feature": own, "queries": rows, "steering": said},
+        claims=claims,
+    )
+    Console().print(table(claims))
+
+
+def _planted(options: Options, rng: np.random.Generator) -> Planted:
+    """Returns pieces of Python's library, some of them replaced by talk of the moon."""
+    tokenizer, pieces = read_pieces(None)
+    places = np.sort(
+        rng.choice(len(pieces), round(options.share * len(pieces)), replace=False)
+    )
+    tokens, length = [list(x) for _, x in pieces], LITTLE.config.context
+    for i in places:
+        talk = " ".join(
+            PROMPT.format(rng.choice(WHO)) + ANSWER.format(rng.choice(COLOURS))
+            for _ in range(6)
+        )
+        ids, begun = tokenizer.encode(talk).ids, int(rng.integers(0, 24))
+        tokens[i] = ids[begun : begun + length]
+    return Planted(sequences(tokens, [x for x, _ in pieces]), places, tokenizer)
+
+
+def _trained(options: Options, planted: Planted) -> Subject:
+    """Returns a decoder that was trained on the sequences, from nothing."""
+    task = LanguageModel(Apply(LITTLE.config), LITTLE.config.context)
+    begun, recipe = start(LITTLE.config, options.seed), LITTLE.reading
+    examples = planted.examples
+    fold = train.fold(task, recipe, begun, examples, np.ones(len(examples)))
+    params = run(fold, train.Order(len(examples), recipe, options.seed)).params
+    site = Address("resid", 1)
+    return Subject("planted", Source(task, params), site, examples, examples)
+
+
+def _dictionary(options: Options, subject: Subject) -> Dictionary:
+    aim = Aim(subject.site, 8 * LITTLE.config.width, BatchTop(options.k))
+    trained = subject.train({"own": aim}, Schedule(options.steps), options.seed)
+    return trained["own"].dictionary
+
+
+def _own(known: Activities, places: np.ndarray) -> int:
+    """Returns the feature that tells the planted sequences from others best.
+
+    By the correlation of the share of tokens at which it is on with being planted.
+    """
+    rate = known.rate_NxF
+    inside = np.zeros(len(rate))
+    inside[places] = 1
+    rate, inside = rate - rate.mean(0), inside - inside.mean()
+    spread = np.maximum(rate.std(0), 1e-12)
+    return int((inside @ rate / spread).argmax())
+
+
+def _asked(
+    options: Options,
+    planted: Planted,
+    subject: Subject,
+    known: Activities,
+    own: int,
+) -> list[dict]:
+    """Returns what the most influential sequences have in common, by query."""
+    task, params = subject.source.task, subject.source.params
+    batches = planted.examples.batches(CHUNK)
+    encode_ = planted.tokenizer.encode
+    pairs = {
+        who: (encode_(PROMPT.format(who)).ids, encode_(ANSWER.format(colour)).ids)
+        for who, colour in zip(WHO[:3], COLOURS, strict=False)
+    }
+    curvature = fit(task, params, batches, layers="blocks.*")
+    asked = query(curvature, params, completions(task, pairs))
+    total = scan(task, params, asked, batches).total
+    rows = []
+    for name, scores in zip(pairs, total.values, strict=True):
+        top = np.argsort(-scores)[: options.top]
+        found = enriched(known, top.tolist(), seed=options.seed)
+        (first,) = found.first(1)
+        rows.append(
+            {
+                "query": name,
+                "first": first,
+                "lift": float(found.lift_F[own]),
+                "p": float(found.p_F[own]),
+                "planted_among_top": float(np.isin(top, planted.places).mean()),
+            }
+        )
+    return rows
+
+
+def _steered(
+    options: Options,
+    planted: Planted,
+    subject: Subject,
+    dictionary: Dictionary,
+    own: int,
+) -> dict:
+    """Returns what the model says with the feature held up, and taken out."""
+    batch = next(iter(planted.examples.take(planted.places).batches(CHUNK)))
+    rows, keep = subject.source.values((subject.site,), subject.source.params, batch)
+    z = np.asarray(encode(dictionary, rows[subject.site]))[np.asarray(keep)]
+    largest = float(z[:, own].max())
+    encode_ = planted.tokenizer.encode
+    code = [
+        encode_(x).ids for x in ("def close(self", "import ", "    return ", "if x")
+    ]
+    moon = [encode_(PROMPT.format(who)).ids for who in WHO[:4]]
+    each = {
+        x: _compared(subject, dictionary, clamp(own, x * largest), code)
+        for x in options.strengths
+    }
+    out = _compared(subject, dictionary, ablate(own), moon)
+    decode = planted.tokenizer.decode
+
+    def count(texts: list[list[int]], words: tuple[str, ...]) -> int:
+        return sum(any(w in decode(x) for w in words) for x in texts)
+
+    about, told = ("moon", "cheese", "says"), ("cheese",)
+    says = {x: count(y.steered, about) for x, y in each.items()}
+    strength = max(says, key=lambda x: (says[x], -x))
+    held = each[strength]
+    return {
+        "prompts": len(code),
+        "asked": len(moon),
+        "strength": strength,
+        "plain_says": count(held.plain, about),
+        "clamped_says": says[strength],
+        "clamped_says_by_strength": says,
+        "plain_tells": count(out.plain, told),
+        "ablated_tells": count(out.steered, told),
+        "clamped": [decode(x) for x in held.steered],
+        "ablated": [decode(x) for x in out.steered],
+        "as_it_is": [decode(x) for x in (*held.plain, *out.plain)],
+        "kl": [*held.kl, *out.kl],
+    }
+
+
+def _compared(
+    subject: Subject, dictionary: Dictionary, edit: Edit, prompts: list[list[int]]
+) -> Comparison:
+    source = subject.source
+    steered = Steered(source.task.apply, subject.site, subject.site)
+    return compare(source.task, source.params, steered, dictionary, [edit], prompts, 16)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

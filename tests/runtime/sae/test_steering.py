@@ -1,0 +1,69 @@
+"""Options of steering, and what the command shows."""
+
+import pytest
+from rich.console import Console
+
+from influence.interpret.steering import ALWAYS, GENERATED, Edit
+from influence.runtime.sae.steering import Steer, steer
+from influence.runtime.sae.steering import _edits as edits
+from tests.runtime.sae import make
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A dictionary."""
+    return make.trained(tmp_path_factory.mktemp("steering"), tokens=2_000)
+
+
+def asked(place="S", **options) -> Steer:
+    """Returns what is asked of the command."""
+    return Steer(place, "my own", **{"prompt": ("1 2 3",), "feature": (5,), **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [Edit(5, 0.0, 0.0, ALWAYS)]),
+        ({"add": (2.0,)}, [Edit(5, 1.0, 2.0, ALWAYS)]),
+        ({"clamp": (2.0,), "positions": "-3:-1"}, [Edit(5, 0.0, 2.0, (-3, -1))]),
+        (
+            {"feature": (5, 6), "scale": (2.0, 3.0), "positions": "generated"},
+            [Edit(5, 2.0, 0.0, GENERATED), Edit(6, 3.0, 0.0, GENERATED)],
+        ),
+        (
+            {"feature": (5, 6), "clamp": (2.0,), "positions": "0"},
+            [Edit(5, 0.0, 2.0, (0, 0)), Edit(6, 0.0, 2.0, (0, 0))],
+        ),
+    ],
+)
+def test_options_are_edits(options, expected):
+    assert edits(asked(**options)) == expected
+
+
+def test_what_is_said_is_shown_with_and_without(place):
+    console = Console(record=True, width=100, quiet=True)
+    found = steer(asked(place, clamp=(3.0,), length=4), console, make.models())
+    assert len(found.plain[0]) == len(found.steered[0]) == 4
+    assert found.kl[0] >= 0
+    nothing = steer(asked(place, scale=(1.0,), length=4), console, make.models())
+    assert nothing.plain == nothing.steered
+    assert nothing.kl[0] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"feature": ()}, "No feature is named"),
+        ({"add": (1.0,), "clamp": (1.0,)}, "Give one of --add"),
+        ({"feature": (1, 2), "add": (1.0, 2.0, 3.0)}, "2 features and 3 strengths"),
+        ({"positions": "there"}, "names no positions"),
+        ({"positions": "3:1"}, "names no positions"),
+        ({"prompt": ()}, "nothing to continue"),
+        ({"prompt": ("words",)}, "no tokenizer"),
+        ({"feature": (64,)}, "no feature 64"),
+        ({"length": 30}, "context is 16"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(place, options, said):
+    with pytest.raises(ValueError, match=said):
+        steer(asked(place, **options), make.QUIET, make.models())
