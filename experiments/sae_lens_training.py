@@ -16,7 +16,7 @@ import numpy as np
 from experiments.peers import needed
 
 RATE = 1e-3
-"""Of Adam. SAELens' own default of 3e-4 explains less in so few updates."""
+"""Of Adam. SAELens' default, 3e-4, is meant for longer trainings."""
 
 
 def train(work: Path, name: str, kind: str, k: int, steps: int) -> float:

@@ -19,7 +19,7 @@ from tests import cases
 from tests.curvature import exact
 
 ROUNDING = 1e-10  # float64, sums of a few hundred products of numbers near one
-NAMES = ["raw-loop", "raw-scan", "nnx-scan"]
+NAMES = ["raw-loop", "nnx-scan"]
 
 
 @cache
