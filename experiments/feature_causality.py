@@ -67,7 +67,9 @@ def main(options: Options) -> None:
     setting, subject = language(options.seed)
     width = 8 * setting_width(subject)
     aim = Aim(subject.site, width, BatchTop(options.k))
-    trained = subject.train({"own": aim}, Schedule(options.steps), options.seed)
+    # Gao et al.'s weight of dead features' learning; none of these features dies.
+    schedule = Schedule(options.steps, auxiliary=1 / 32, dead_after=38_400)
+    trained = subject.train({"own": aim}, schedule, options.seed)
     dictionary = trained["own"].dictionary
     rng = np.random.default_rng(options.seed)
     held = _activities(subject.source, subject, dictionary, subject.held)

@@ -248,9 +248,13 @@ def _report(options: Options, rows: list[dict[str, Any]]) -> None:
                 and best["dead"] <= 0.05,
             )
         )
-        asked = [x for x in PEERS if options.peers and x in options.kinds]
+        theirs = {
+            x["kind"] for x in rows if (x["model"], x["library"]) == (name, "sae-lens")
+        }
+        asked = [x for x in PEERS if x in theirs]
         claims += [_beside(rows, name, kind) for kind in asked]
-    write("sae_quality", seed=options.seed, settings=options, rows=rows, claims=claims)
+    settings = {k: getattr(options, k) for k in ("steps", "k", "subjects", "kinds")}
+    write("sae_quality", seed=options.seed, settings=settings, rows=rows, claims=claims)
     shown = Table("model", "weights", "kind", "library", *COLUMNS)
     for x in rows:
         words = (x[k] for k in ("model", "weights", "kind", "library"))

@@ -1,11 +1,19 @@
 """Float64, and nothing converted or broadcast in silence."""
 
 import os
+import tempfile
 
 # The models here are tiny: a third of the time goes if XLA does not optimise them.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax  # noqa: E402
+
+# Modules compile much of what others did: what a process compiled is kept for the next.
+# A folder for each, so that none reads what another is writing.
+kept = tempfile.TemporaryDirectory(prefix="compiled-")
+jax.config.update("jax_compilation_cache_dir", kept.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -53,7 +53,7 @@ class Schedule:
         48th part of all, and ten million at most, if left out.
       auxiliary: how much weight dead features' learning from what the others leave over
         has. Gao et al. give it 1/32; in trainings of a few million tokens that leaves
-        several times as many dead as this does, and explains no more.
+        several times as many dead as this does.
       clip: the largest norm of a gradient.
     """
 
