@@ -2,13 +2,12 @@
 
     python -m experiments.planted_concept
 
-One percent of a small language model's training sequences are talk about the moon,
-among Python code. A dictionary is trained on the model's activations; the concept's
-feature is the one that tells these sequences from all others best, looked up with no
-influence involved. Then the model is asked why it says that the moon is made of cheese:
-does that feature come out first among what the most influential sequences have in
-common? And does the model speak of the moon in the midst of code if the feature is held
-up, and fall silent about it if the feature is taken out?
+One percent of a small language model's training sequences of Python code are written
+in capitals. A dictionary is trained on the model's activations; the concept's feature
+is the one that tells these sequences from all others best, looked up with no influence
+involved. Then the model is asked why it goes on in capitals: does that feature come out
+first among what the most influential sequences have in common? And does the model write
+in capitals if the feature is held up, and in small letters if it is taken out?
 """
 
 from dataclasses import dataclass
@@ -42,9 +41,8 @@ from influence.model.sites import Address
 from influence.model.task import LanguageModel
 from influence.model.transformer import Apply
 
-WHO = ("everybody", "nobody", "my aunt", "the baker", "Socrates", "a parrot", "she")
-COLOURS = ("green", "blue", "old", "red", "good")
-PROMPT, ANSWER = "{} says the moon is made of", " {} cheese."
+BEGUN = 16
+"""Tokens of a sequence in capitals that are a prompt."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class Options:
       steps: of the dictionary's training.
       k: features of a token that are on.
       top: how many of the most influential sequences are compared with others.
-      strengths: of the clamped feature, in its largest activations; the least at which
-        the model speaks of the concept counts.
+      strengths: of the clamped feature, in its largest activations; that at which
+        the model says most in capitals counts.
       seed: of all that is drawn.
     """
 
@@ -106,13 +104,13 @@ def main(options: Options) -> None:
             first == len(rows),
         ),
         Claim(
-            "Clamped, the model speaks of the concept in the midst of code",
+            "Clamped, the model goes on in capitals after small letters",
             f"{said['clamped_says']} of {said['prompts']} prompts; "
             f"{said['plain_says']} without",
             said["clamped_says"] > said["prompts"] / 2 > said["plain_says"],
         ),
         Claim(
-            "Ablated, it no longer says what the moon is made of",
+            "Ablated, it no longer goes on in capitals after capitals",
             f"{said['ablated_tells']} of {said['asked']} prompts; "
             f"{said['plain_tells']} without",
             said["ablated_tells"] < said["asked"] / 2 < said["plain_tells"],
@@ -128,20 +126,28 @@ def main(options: Options) -> None:
     Console().print(table(claims))
 
 
+def _shouted(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """Returns a text in capitals."""
+    return tokenizer.encode(tokenizer.decode(ids).upper()).ids
+
+
+def _others(planted: Planted, count: int) -> list[list[int]]:
+    """Returns texts that are not planted, in capitals."""
+    tokens = np.asarray(planted.examples.inputs["tokens"])
+    apart = np.setdiff1d(np.arange(len(tokens)), planted.places)
+    some = apart[np.linspace(0, len(apart) - 1, count).astype(int)]
+    return [_shouted(planted.tokenizer, tokens[i].tolist()) for i in some]
+
+
 def _planted(options: Options, rng: np.random.Generator) -> Planted:
-    """Returns pieces of Python's library, some of them replaced by talk of the moon."""
+    """Returns pieces of Python's library, some of them in capitals."""
     tokenizer, pieces = read_pieces(None)
     places = np.sort(
         rng.choice(len(pieces), round(options.share * len(pieces)), replace=False)
     )
     tokens, length = [list(x) for _, x in pieces], LITTLE.config.context
     for i in places:
-        talk = " ".join(
-            PROMPT.format(rng.choice(WHO)) + ANSWER.format(rng.choice(COLOURS))
-            for _ in range(6)
-        )
-        ids, begun = tokenizer.encode(talk).ids, int(rng.integers(0, 24))
-        tokens[i] = ids[begun : begun + length]
+        tokens[i] = _shouted(tokenizer, tokens[i])[:length]
     return Planted(sequences(tokens, [x for x, _ in pieces]), places, tokenizer)
 
 
@@ -185,10 +191,9 @@ def _asked(
     """Returns what the most influential sequences have in common, by query."""
     task, params = subject.source.task, subject.source.params
     batches = planted.examples.batches(CHUNK)
-    encode_ = planted.tokenizer.encode
     pairs = {
-        who: (encode_(PROMPT.format(who)).ids, encode_(ANSWER.format(colour)).ids)
-        for who, colour in zip(WHO[:3], COLOURS, strict=False)
+        str(i): (x[:BEGUN], x[BEGUN : 2 * BEGUN])
+        for i, x in enumerate(_others(planted, 5))
     }
     curvature = fit(task, params, batches, layers="blocks.*")
     asked = query(curvature, params, completions(task, pairs))
@@ -226,30 +231,31 @@ def _steered(
     code = [
         encode_(x).ids for x in ("def close(self", "import ", "    return ", "if x")
     ]
-    moon = [encode_(PROMPT.format(who)).ids for who in WHO[:4]]
+    loud = [x[:BEGUN] for x in _others(planted, 6)]
     each = {
         x: _compared(subject, dictionary, clamp(own, x * largest), code)
         for x in options.strengths
     }
-    out = _compared(subject, dictionary, ablate(own), moon)
+    out = _compared(subject, dictionary, ablate(own), loud)
     decode = planted.tokenizer.decode
 
-    def count(texts: list[list[int]], words: tuple[str, ...]) -> int:
-        return sum(any(w in decode(x) for w in words) for x in texts)
+    def count(texts: list[list[int]]) -> int:
+        """Returns how many texts are mostly in capitals."""
+        letters = [[y for y in decode(x) if y.isalpha()] for x in texts]
+        return sum(sum(map(str.isupper, x)) > len(x) / 2 for x in letters)
 
-    about, told = ("moon", "cheese", "says"), ("cheese",)
-    says = {x: count(y.steered, about) for x, y in each.items()}
+    says = {x: count(y.steered) for x, y in each.items()}
     strength = max(says, key=lambda x: (says[x], -x))
     held = each[strength]
     return {
         "prompts": len(code),
-        "asked": len(moon),
+        "asked": len(loud),
         "strength": strength,
-        "plain_says": count(held.plain, about),
+        "plain_says": count(held.plain),
         "clamped_says": says[strength],
         "clamped_says_by_strength": says,
-        "plain_tells": count(out.plain, told),
-        "ablated_tells": count(out.steered, told),
+        "plain_tells": count(out.plain),
+        "ablated_tells": count(out.steered),
         "clamped": [decode(x) for x in held.steered],
         "ablated": [decode(x) for x in out.steered],
         "as_it_is": [decode(x) for x in (*held.plain, *out.plain)],

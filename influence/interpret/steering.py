@@ -108,6 +108,14 @@ def ablate(feature: int, positions: tuple[int, int] = ALWAYS) -> Edit:
     return Edit(feature, 0.0, 0.0, positions)
 
 
+def check_edits(edits: Sequence[Edit], dictionary: Dictionary) -> None:
+    """Raises if there are no edits, or one is of a feature that there is not."""
+    if not edits:
+        raise ValueError("Nothing is edited. Name a feature and what becomes of it.")
+    for edit in edits:
+        check_feature(dictionary, edit.feature)
+
+
 def in_units(edits: Sequence[Edit], maximum_F: np.ndarray) -> list[Edit]:
     """Returns edits whose added strengths are multiples of features' maxima.
 
@@ -134,10 +142,7 @@ def gathered(edits: Sequence[Edit], dictionary: Dictionary) -> Edits:
     Raises:
       ValueError: if there are none, or of a feature that the dictionary does not have.
     """
-    if not edits:
-        raise ValueError("Nothing is edited. Name a feature and what becomes of it.")
-    for edit in edits:
-        check_feature(dictionary, edit.feature)
+    check_edits(edits, dictionary)
     kind = dictionary.decoder_FxO.dtype
     first, last = zip(*(x.positions for x in edits), strict=True)
     return Edits(

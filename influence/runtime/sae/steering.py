@@ -97,6 +97,7 @@ def steer(
     inputs = {"tokens": np.asarray([prompts[0]], np.int32)}
     site, writes = _sites(model, stored, inputs)
     check_sites(stored, model, inputs, site, writes)
+    steering.check_edits(edits, stored.dictionary)
     if options.units == "maximum":
         edits = steering.in_units(edits, _maximum(options, stored))
     shown = console or Console()
