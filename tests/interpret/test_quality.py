@@ -1,5 +1,7 @@
 """Measures of a dictionary, against numbers worked out by hand."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,8 +75,8 @@ def test_every_measure_is_its_definition(activation):
     np.testing.assert_allclose(ours, (clean, other, zero, mean), rtol=1e-9)
     kl = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean()
     np.testing.assert_allclose(found.kl, kl, rtol=1e-8)
-    recovered = (zero - other) / (zero - clean)
-    np.testing.assert_allclose(found.recovered, recovered, rtol=1e-7)
+    worse = replace(found, clean=1.0, replaced=1.5, zero=3.0, mean=2.0)
+    assert (worse.recovered, worse.recovered_of_mean) == (0.75, 0.5)
 
 
 def test_a_transcoder_is_judged_by_what_it_writes():
@@ -97,9 +99,14 @@ def test_a_perfect_dictionary_costs_nothing():
     own = Dictionary(both.T, jnp.zeros(16), both, jnp.zeros(8), ReLU())
     found, _ = judged(source, data, own)
     np.testing.assert_allclose(found.variance_explained, 1, atol=1e-12)
-    np.testing.assert_allclose(found.recovered, 1, atol=1e-12)
-    np.testing.assert_allclose(found.recovered_of_mean, 1, atol=1e-12)
+    np.testing.assert_allclose(found.replaced, found.clean, rtol=1e-12)
     np.testing.assert_allclose(found.kl, 0, atol=1e-12)
+
+
+def test_nothing_is_recovered_of_what_costs_nothing():
+    source, data = subject()
+    found, _ = judged(source, data, random_dictionary(ReLU()))
+    assert np.isnan(replace(found, clean=2.0, zero=1.5).recovered)
 
 
 def test_batches_do_not_matter():
