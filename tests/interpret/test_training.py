@@ -65,7 +65,8 @@ def test_every_kind_learns_and_ends_in_what_it_learned():
         explained = 1 - ((x - reconstruct(each.dictionary, x)) ** 2).sum() / spread
         # Far above what 3 random directions of 32 explain, about 0.2.
         assert explained > 0.6, name
-        assert 1 <= float((z > 0).sum(1).mean()) <= 14, name
+        # Half of the features are on if nothing makes them sparse.
+        assert 1 <= float((z > 0).sum(1).mean()) < FEATURES / 2, name
         lengths = jnp.linalg.norm(each.dictionary.decoder_FxO, axis=1)
         np.testing.assert_allclose(lengths, 1, rtol=1e-9)
 
