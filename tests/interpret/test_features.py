@@ -24,7 +24,7 @@ def subject():
     source, data = cases.model(table), cases.examples(50, 40, 9)
     rng = np.random.default_rng(3)
     sizes = ((D, F), F, (F, D), D)
-    own = Dictionary(*(jnp.asarray(rng.normal(size=x)) for x in sizes), TopK(3))
+    own = Dictionary(*(jnp.asarray(rng.normal(size=x)) for x in sizes), TopK(3))  # pyright: ignore
     z = np.array(encode(own, source.params["table"][data.inputs["tokens"]]))
     z[:, -1] = 0  # the last token has no label, and does not count
     return source, data, own, z

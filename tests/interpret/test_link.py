@@ -32,7 +32,7 @@ def subject():
 def random_dictionary(activation) -> Dictionary:
     rng = np.random.default_rng(3)
     sizes = ((D, F), F, (F, D), D)
-    return Dictionary(*(jnp.asarray(rng.normal(size=x)) for x in sizes), activation)
+    return Dictionary(*(jnp.asarray(rng.normal(size=x)) for x in sizes), activation)  # pyright: ignore
 
 
 def drawn(seed: int, sequences: int = 400, features: int = 30) -> Activities:

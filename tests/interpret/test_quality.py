@@ -25,7 +25,7 @@ def random_dictionary(activation, outputs=8) -> Dictionary:
     rng = np.random.default_rng(3)
     return Dictionary(
         *(jnp.asarray(rng.normal(size=x)) for x in ((8, 20), 20, (20, outputs), 8)),
-        activation,
+        activation,  # pyright: ignore
     )
 
 
@@ -48,7 +48,7 @@ def losses(source, data, x_NxTxD, writes: bool = False):
         image = jnp.tanh(own @ source.params["inner"])
     logits = (own + image) @ source.params["out"]
     log_p = jax.nn.log_softmax(logits[:, :-1], -1)
-    return -np.take_along_axis(log_p, tokens[:, 1:, None], 2).mean(), log_p
+    return -np.take_along_axis(log_p, tokens[:, 1:, None], 2).mean(), log_p  # pyright: ignore
 
 
 @pytest.mark.parametrize("activation", [ReLU(), TopK(3)])

@@ -129,7 +129,7 @@ def test_sequences_without_a_minimum_are_left_out_and_said_to_be(tmp_path):
     console = Console(record=True, width=1000)
     told = {**FEW, "evaluations": 100, "sequences": 8, "tolerance": 0.01}
     found = respond(Pbrf(tmp_path / "run", **told), console, own)
-    lost = int(np.isnan(found.responses["response"]).all("query").sum())
+    lost = int(np.isnan(found.responses["response"]).all("query").sum())  # pyright: ignore
     assert 0 < lost < 6
     assert f"{lost} of 8 sequences are left out" in console.export_text()
     assert np.isfinite(found.agreement["scores"].interval).all()
