@@ -12,8 +12,10 @@ from experiments.tasks import LITTLE, TASKS, Setting, read_pieces, trained
 from influence.fold import run
 from influence.interpret import quality, training
 from influence.interpret.dictionary import Dictionary
+from influence.interpret.learning import Aim, Schedule
 from influence.interpret.quality import Quality
-from influence.interpret.training import Aim, Centre, Epochs, Schedule, Source, Trained
+from influence.interpret.source import Centre, Epochs, Source, centres
+from influence.interpret.training import Trained
 from influence.model import train
 from influence.model.config import Config
 from influence.model.examples import Examples, sequences
@@ -49,7 +51,7 @@ class Subject(NamedTuple):
         """Returns the middle and the size of what is at the site."""
         some = np.random.default_rng(0).permutation(len(self.read))[:1024]
         batches = self.read.take(some).batches(CHUNK)
-        return run(training.centres(self.source, (self.site,)), batches)
+        return run(centres(self.source, (self.site,)), batches)
 
     def train(
         self, aims: Mapping[str, Aim], schedule: Schedule, seed: int = 0

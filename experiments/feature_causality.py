@@ -25,8 +25,9 @@ from influence.curvature.solvers import ConjugateGradients
 from influence.fold import run
 from influence.interpret.dictionary import Dictionary, encode
 from influence.interpret.kinds import BatchTop
+from influence.interpret.learning import Aim, Schedule
 from influence.interpret.link import Activity, activities, activity
-from influence.interpret.training import Aim, Schedule, Source
+from influence.interpret.source import Source
 from influence.linalg.damping import Relative
 from influence.model.examples import Examples
 from influence.model.train import Training

@@ -25,7 +25,9 @@ from influence import completions, fit, query, scan
 from influence.fold import run
 from influence.interpret.dictionary import Dictionary, encode
 from influence.interpret.kinds import BatchTop
+from influence.interpret.learning import Aim, Schedule
 from influence.interpret.link import Activities, activities, enriched
+from influence.interpret.source import Source
 from influence.interpret.steering import (
     Comparison,
     Edit,
@@ -34,7 +36,6 @@ from influence.interpret.steering import (
     clamp,
     compare,
 )
-from influence.interpret.training import Aim, Schedule, Source
 from influence.model import train
 from influence.model.examples import Examples, sequences
 from influence.model.sites import Address

@@ -33,8 +33,8 @@ from experiments.process import anonymous
 from experiments.results import Claim, table, write
 from influence.interpret.dictionary import Dictionary
 from influence.interpret.kinds import BatchTop, Gate, Jump, Kind, Standard, Top
+from influence.interpret.learning import Aim, Schedule
 from influence.interpret.quality import scrambled
-from influence.interpret.training import Aim, Schedule
 from influence.runtime.dictionaries import saelens
 from influence.runtime.dictionaries.stored import About, Stored
 

@@ -18,7 +18,7 @@ from jax import Array
 
 from influence.fold import Fold
 from influence.interpret.dictionary import Dictionary, encode
-from influence.interpret.training import Source
+from influence.interpret.source import Source
 from influence.model.sites import Address, addresses, replaced
 from influence.model.task import LanguageModel
 from influence.types import Batch, Params

@@ -26,7 +26,7 @@ from jax import Array
 from influence.attribution.measurements import Likelihood
 from influence.fold import Fold
 from influence.interpret.dictionary import Dictionary, encode, pre_activations
-from influence.interpret.training import Source
+from influence.interpret.source import Source
 from influence.model.sites import Address, read, replaced
 from influence.model.task import LanguageModel
 from influence.types import Batch, Inputs, Params

@@ -22,7 +22,7 @@ from jax import Array
 
 from influence.fold import Fold
 from influence.interpret.dictionary import Dictionary, decode, encode
-from influence.interpret.training import Centre, Source
+from influence.interpret.source import Centre, Source
 from influence.model.sites import Address, replaced
 from influence.model.task import token_losses
 from influence.types import Batch, Params

@@ -9,7 +9,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from influence.fold import run
-from influence.interpret.training import Centre, Source, centres
+from influence.interpret.source import Centre, Source, centres
 from influence.model.examples import Examples, sequences
 from influence.model.sites import Address
 from influence.model.task import LanguageModel

@@ -13,7 +13,8 @@ from influence.interpret.dictionary import (
     reconstruct,
     unit,
 )
-from influence.interpret.training import Centre, folded
+from influence.interpret.source import Centre
+from influence.interpret.training import folded
 
 D, F = 6, 20
 

@@ -10,7 +10,7 @@ from influence.fold import run
 from influence.interpret import features
 from influence.interpret.activations import ReLU, TopK
 from influence.interpret.dictionary import Dictionary, encode
-from influence.interpret.training import Source
+from influence.interpret.source import Source
 from influence.model.sites import read
 from influence.model.task import LanguageModel
 from influence.model.transformer import Apply, Config, Decoder

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from influence.interpret import quality, training
+from influence.interpret import quality
 from influence.interpret.quality import Quality, scrambled
-from influence.interpret.training import Source
+from influence.interpret.source import Source, centres
 from influence.runtime.dictionaries.folders import open_dictionary
 from influence.runtime.dictionaries.stored import Stored
 from influence.runtime.run.job import Models
@@ -71,7 +71,7 @@ def _judged(options: Eval, reading: Reading, source: Source, stored: Stored) -> 
     writes = None if stored.about.writes is None else reading.site(stored.about.writes)
     target, run = writes or site, reading.job.driver.run
     some = reading.some(CENTRED_ON, options.seed)
-    centre = run(training.centres(source, (target,)), reading.batches(some))
+    centre = run(centres(source, (target,)), reading.batches(some))
     fold = quality.fold(source, stored.dictionary, centre[target], site, writes)
     judged_on = reading.some(options.sequences, options.seed)
     return run(fold, reading.batches(judged_on))

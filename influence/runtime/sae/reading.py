@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from influence.interpret.training import Source
+from influence.interpret.source import Source
 from influence.model.sites import Address, addresses, read
 from influence.runtime.corpus.packed import Packed, PackedBatches
 from influence.runtime.dictionaries import sites

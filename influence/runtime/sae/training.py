@@ -13,8 +13,10 @@ from rich.table import Table
 
 from influence.interpret import quality, training
 from influence.interpret.kinds import BatchTop, Gate, Jump, Kind, Standard, Top
+from influence.interpret.learning import Aim, Schedule
 from influence.interpret.quality import Quality, scrambled
-from influence.interpret.training import Aim, Centre, Epochs, Schedule, Source, Trained
+from influence.interpret.source import Centre, Epochs, Source, centres
+from influence.interpret.training import Trained
 from influence.model.sites import Address
 from influence.runtime.corpus.packed import Packed
 from influence.runtime.dictionaries import folders
@@ -182,7 +184,7 @@ class _Training:
         )
         driver = self.reading.job.driver
         some = self.seen.take(range(min(CENTRED_ON, len(self.seen))))
-        looking = training.centres(source, sites)
+        looking = centres(source, sites)
         looking = looking._replace(name=looking.name + what)
         centre = driver.run(looking, self.reading.batches(some))
         trained = self._trained(source, stage, aims, centre, what)
