@@ -32,9 +32,11 @@ from influence.interpret.steering import (
     Comparison,
     Edit,
     Steered,
+    Steering,
     ablate,
     clamp,
     compare,
+    gathered,
 )
 from influence.model import train
 from influence.model.examples import Examples, sequences
@@ -269,7 +271,8 @@ def _compared(
 ) -> Comparison:
     source = subject.source
     steered = Steered(source.task.apply, subject.site, subject.site)
-    return compare(source.task, source.params, steered, dictionary, [edit], prompts, 16)
+    held = Steering(source.params, dictionary, gathered([edit], dictionary))
+    return compare(source.task, steered, held, prompts, 16)
 
 
 if __name__ == "__main__":

@@ -301,10 +301,8 @@ class Comparison(NamedTuple):
 
 def compare(
     task: LanguageModel,
-    params: Params,
     steered: Steered,
-    dictionary: Dictionary,
-    edits: Sequence[Edit],
+    held: Steering,
     prompts: Sequence[Sequence[int]],
     length: int,
     *,
@@ -316,11 +314,9 @@ def compare(
 
     Args:
       task: the language model.
-      params: its parameters.
       steered: the same model, edited at a site.
-      dictionary: whose features are edited.
-      edits: what becomes of them.
-      prompts: token ids.
+      held: its parameters, and the edits.
+      prompts: token ids; how long each is takes the place of `held`'s lengths.
       length: how many tokens are added.
       stop: the token after which a text ends.
       temperature: what logits are divided by before a token is drawn; 0 takes the
@@ -328,15 +324,14 @@ def compare(
       key: of the draws, the same with edits and without.
 
     Raises:
-      ValueError: if a prompt is empty, nothing is edited, or prompts and continuations
-        are longer than the model's context.
+      ValueError: if a prompt is empty, or prompts and continuations are longer than
+        the model's context.
     """
     _check_length(task, prompts, length)
-    whole = gathered(edits, dictionary)
     start = jnp.asarray([len(x) for x in prompts], jnp.int32)
-    held = Steering(params, dictionary, whole, start)
+    held = held._replace(prompt_B=start)
     said = partial(generate, stop=stop, temperature=temperature, key=key)
-    plain = said(task.apply, params, prompts, length)
+    plain = said(task.apply, held.params, prompts, length)
     other = said(steered, held, prompts, length)
     pairs = enumerate(zip(prompts, plain, strict=True))
     texts = prompted({str(i): pair for i, pair in pairs})

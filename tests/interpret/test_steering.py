@@ -407,9 +407,9 @@ def test_a_comparison_holds_both_texts_and_what_steering_costs(
     own, edits = dictionary(), [clamp(3, 4.0, GENERATED), add(5, 2.0, (-1, -1))]
     task = LanguageModel(APPLY, CONFIG.context)
     model = Steered(APPLY, SITE, SITE, freeze_attention)
-    found = compare(task, params, model, own, edits, PROMPTS, 5)
     lengths = jnp.asarray([len(x) for x in PROMPTS])
     held = Steering(params, own, gathered(edits, own), lengths)
+    found = compare(task, model, held._replace(prompt_B=None), PROMPTS, 5)
     assert found.plain == generate(APPLY, params, PROMPTS, 5)
     assert found.steered == generate(model, held, PROMPTS, 5)
     assert found.plain != found.steered
@@ -433,7 +433,8 @@ def test_a_comparison_holds_both_texts_and_what_steering_costs(
 def test_what_changes_nothing_costs_nothing(params):
     task = LanguageModel(APPLY, CONFIG.context)
     model = Steered(APPLY, SITE, SITE)
-    found = compare(task, params, model, dictionary(), [scale(3, 1.0)], PROMPTS, 4)
+    held = Steering(params, dictionary(), gathered([scale(3, 1.0)], dictionary()))
+    found = compare(task, model, held, PROMPTS, 4)
     assert found.plain == found.steered
     close([*found.kl, *found.cost], 0)
 
@@ -448,8 +449,9 @@ def test_what_can_not_be_steered_is_refused(params):
             ValueError, match=f"no feature {feature}: .* has 20, 0 to 19"
         ):
             gathered([add(feature, 1.0)], own)
+    held = Steering(params, own, gathered([ablate(0)], own))
     with pytest.raises(ValueError, match="17 tokens; the model's context is 16"):
-        compare(task, params, model, own, [ablate(0)], PROMPTS, 12)
+        compare(task, model, held, PROMPTS, 12)
     nowhere = Steered(APPLY, Address("resid", 3), Address("resid", 3))
     with pytest.raises(ValueError, match=r"no site 'resid\.3'"):
         nowhere(Steering(params, own, gathered([ablate(0)], own)), TOKENS)

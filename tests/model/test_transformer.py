@@ -266,7 +266,9 @@ def test_sites_are_named(name):
     assert {x[-1] for x in scales} == {1}
     norms = [x for x in named_leaves(params) if x.endswith("norm.scale")]
     assert len(scales) == len(norms)
-    names = ("resid", "resid_mid", "mlp_in", "mlp_out", "resid_final")
+    heads = config.heads * config.features
+    assert sites.pop("attention_heads") == [(2, T, heads)]
+    names = ("resid", "attention_out", "resid_mid", "mlp_in", "mlp_out", "resid_final")
     assert sites == dict.fromkeys(names, stream)
 
 

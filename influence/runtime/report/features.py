@@ -17,10 +17,10 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from influence.interpret.card import Album, Card, Example
+from influence.runtime.report.templates import templates
 
 EACH = 64
 """How many features share a block: what is unpacked to show one."""
@@ -31,12 +31,7 @@ SEARCHED = 6
 
 def render(album: Album) -> str:
     """Returns the page."""
-    pages = Environment(
-        loader=PackageLoader("influence.runtime.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    pages = templates()
     style = pages.get_template("features.css").render()
     script = pages.get_template("features.js").render()
     cards = album.cards

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from influence.attribution.scores import Ranked, rankings
 from influence.model.continuation import Continuation
 from influence.runtime.report import figures
+from influence.runtime.report.templates import templates
 from influence.truth.removal import Check
 
 SHOWN = 5
@@ -70,12 +70,7 @@ class Findings:
 
 def render(findings: Findings) -> str:
     """Returns the page."""
-    pages = Environment(
-        loader=PackageLoader("influence.runtime.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    pages = templates()
     pages.filters["nats"] = lambda x: f"{x:+.3g}".replace("-", "−")
     return pages.get_template("page.html").render(
         style=Markup(pages.get_template("page.css").render()),

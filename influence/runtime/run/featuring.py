@@ -8,8 +8,10 @@ import jax
 import numpy as np
 
 from influence.interpret import features
+from influence.interpret.features import Survey
 from influence.interpret.link import Activity, activity, check_feature
-from influence.model.examples import sequences
+from influence.model.sites import Address
+from influence.runtime.corpus.packed import Packed
 from influence.runtime.dictionaries.folders import open_dictionary
 from influence.runtime.dictionaries.stored import Stored
 from influence.runtime.models import Model
@@ -22,11 +24,13 @@ LOOKED_AT = 4096
 PEAKS = 16
 """Tokens that a feature is measured at."""
 
+Place = tuple[list[int], list[int]]
+"""Tokens up to the last that counts, and the positions of those that do."""
+
 Feature = dict[str, Any]
 """A feature and where it is measured, as JSON has it.
 
-`sae` and `index`; `weights`, a checksum of the dictionary's; `places`: tokens up to the
-last place that counts, and the positions of those that do.
+`sae` and `index`; `weights`, a checksum of the dictionary's; `places`.
 """
 
 
@@ -49,12 +53,7 @@ def at_peaks(
     survey = job.driver.run(fold, reading.batches(some))
     found = []
     for index in chosen:
-        value, sequence, token, _ = (x[index] for x in survey.top)
-        places = [
-            [[int(x) for x in some.tokens_at(int(row))[: at + 1]], [int(at)]]
-            for on, row, at in zip(value, sequence, token, strict=True)
-            if on > 0
-        ]
+        places = peaks(reading, some, survey, index)
         if not places:
             raise ValueError(
                 f"Feature {index} of {sae} is on at none of the {int(survey.tokens):,} "
@@ -65,12 +64,36 @@ def at_peaks(
     return found
 
 
+def peaks(reading: Reading, packed: Packed, survey: Survey, index: int) -> list[Place]:
+    """Returns the places at which a feature is on most, `PEAKS` of them at most.
+
+    Args:
+      reading: the model, and how it reads.
+      packed: the sequences that were surveyed.
+      survey: where features are on.
+      index: which feature.
+    """
+    value, sequence, token, _ = (x[index][:PEAKS] for x in survey.top)
+    rows = [int(x) for x in sequence[value > 0]]
+    if not rows:
+        return []
+    (batch,) = reading.job.batches(packed.take(rows), len(rows))
+    found = []
+    for i, at in enumerate(token[value > 0]):
+        # A document that attention does not leave is read as if it were alone.
+        document = batch.inputs.get("segments", np.zeros_like(batch.inputs["tokens"]))
+        start = int(np.argmax(document[i] == document[i, at]))
+        tokens = batch.inputs["tokens"][i, start : at + 1]
+        found.append((tokens.tolist(), [int(at) - start]))
+    return found
+
+
 def at_tokens(sae: str, index: int, prompt: list[int], rest: list[int]) -> Feature:
     """Returns a feature, measured at the tokens of a completion."""
     stored = open_dictionary(sae)
     check_feature(stored.dictionary, index)
     positions = list(range(len(prompt), len(prompt) + len(rest)))
-    return _feature(stored, sae, index, [[[*prompt, *rest], positions]])
+    return _feature(stored, sae, index, [([*prompt, *rest], positions)])
 
 
 def measured(model: Model, feature: Feature) -> Activity:
@@ -85,20 +108,40 @@ def measured(model: Model, feature: Feature) -> Activity:
             f"The dictionary in {feature['sae']} is not the one that was asked about: "
             "its weights differ. Restore it, or ask again."
         )
-    tokens, positions = zip(*feature["places"], strict=True)
-    # A single token predicts nothing, so the shortest rows are given one that is not
-    # looked at.
-    inputs = sequences([[*x, 0] for x in tokens]).inputs
-    weights = np.zeros(inputs["tokens"].shape)
-    for row, places in enumerate(positions):
-        weights[row, places] = 1.0
-    site = site_of(model, inputs, stored.about.site)
-    return activity(
-        model.task, stored.dictionary, site, index, inputs, weights / weights.sum()
-    )
+    places = feature["places"]
+    shape = len(places), max(len(tokens) for tokens, _ in places)
+    site = site_of(model, {"tokens": np.zeros(shape, np.int32)}, stored.about.site)
+    return measured_at(model, stored, site, index, places, shape)
 
 
-def _feature(stored: Stored, sae: str, index: int, places: list) -> Feature:
+def measured_at(
+    model: Model,
+    stored: Stored,
+    site: Address,
+    index: int,
+    places: Sequence[Place],
+    shape: tuple[int, int],
+) -> Activity:
+    """Returns a feature's mean pre-activation at places, a measurement.
+
+    Args:
+      model: the model.
+      stored: the dictionary.
+      site: what it reads.
+      index: the feature.
+      places: where it is measured.
+      shape: what rows are filled up to; alike for many features, they compile once.
+    """
+    tokens, weights = np.zeros(shape, np.int32), np.zeros(shape)
+    for i, (row, positions) in enumerate(places):
+        tokens[i, : len(row)] = row
+        weights[i, positions] = 1.0
+    inputs = {"tokens": tokens}
+    weights /= weights.sum()
+    return activity(model.task, stored.dictionary, site, index, inputs, weights)
+
+
+def _feature(stored: Stored, sae: str, index: int, places: Sequence[Place]) -> Feature:
     return {
         "sae": sae,
         "index": index,

@@ -32,7 +32,7 @@ from influence.runtime.run.kept import check_scores, named, scores_at
 from influence.runtime.run.ledger import locked, opened
 from influence.runtime.run.options import Report, Show, Status
 from influence.runtime.run.stream import check_begun
-from influence.runtime.sae.linking import carried
+from influence.runtime.sae.linked import carried
 from influence.runtime.saves import Saves
 from influence.runtime.store import Run
 

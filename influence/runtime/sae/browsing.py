@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -14,8 +15,8 @@ from influence.attribution.scores import rankings
 from influence.curvature.operator import Curvature
 from influence.interpret import features
 from influence.interpret.card import Album, Band, Card, Cause, Example
-from influence.interpret.features import Survey
-from influence.interpret.link import Activity, activity
+from influence.interpret.features import Survey, Words
+from influence.interpret.link import Activity
 from influence.model.sites import Address
 from influence.runtime.corpus.packed import Packed
 from influence.runtime.corpus.texts import texts
@@ -24,6 +25,7 @@ from influence.runtime.dictionaries.stored import Stored
 from influence.runtime.models import Model
 from influence.runtime.report.feature_exports import circuit_tracer, neuronpedia
 from influence.runtime.report.features import render
+from influence.runtime.run.featuring import PEAKS, measured_at, peaks
 from influence.runtime.run.fitting import curvature_of, fitted
 from influence.runtime.run.job import MODEL, Corpus, Job, Models, opened_job
 from influence.runtime.run.ledger import opened
@@ -36,11 +38,11 @@ from influence.runtime.store import atomic
 TOP, BANDS, EACH = 8, 4, 4
 """Examples at the top, bands of strength below it, and examples of each."""
 
-PEAKS = 8
-"""Of how many of its strongest tokens a feature's influences are asked for."""
-
 TOGETHER = 2e9
 """Bytes that the queries of features that are asked for together may take."""
+
+LENSED = 8
+"""Sequences over which promoted tokens are averaged."""
 
 CAUSES = 6
 """Sequences of either sign that are listed for a feature."""
@@ -78,7 +80,16 @@ def browse(
     return album
 
 
-@dataclass
+class _Examples(NamedTuple):
+    """Places at which features are on, and what features do around them."""
+
+    value_FxK: np.ndarray
+    sequence_FxK: np.ndarray
+    token_FxK: np.ndarray
+    window_FxKxW: np.ndarray
+
+
+@dataclass(frozen=True)
 class _Browsing:
     """A dictionary that is looked at."""
 
@@ -86,26 +97,40 @@ class _Browsing:
     reading: Reading
     stored: Stored
 
-    def __post_init__(self) -> None:
-        self.site = self.reading.site(self.stored.about.site)
-        self.packed = self.reading.some(self.options.sequences, self.options.seed)
-        self.survey: Survey = self._run(
-            features.survey(
-                self.reading.source,
-                self.stored.dictionary,
-                self.site,
-                top=max(TOP, PEAKS),
-                drawn=BANDS * EACH * 2,
-                scale=self._scale(),
-                seed=self.options.seed,
-            )
+    @cached_property
+    def site(self) -> Address:
+        return self.reading.site(self.stored.about.site)
+
+    @cached_property
+    def packed(self) -> Packed:
+        """Returns the sequences that are looked at."""
+        return self.reading.some(self.options.sequences, self.options.seed)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Returns where features are on in them."""
+        fold = features.survey(
+            self.reading.source,
+            self.stored.dictionary,
+            self.site,
+            top=max(TOP, PEAKS),
+            drawn=BANDS * EACH * 2,
+            scale=self._scale(),
+            seed=self.options.seed,
         )
+        return self._run(fold)
+
+    @cached_property
+    def spelling(self) -> list[str]:
+        """Returns the text of every token."""
+        model = self.reading.model
+        return spelt(model.tokenizer, range(model.vocabulary))
 
     def _run(self, fold: Any) -> Any:
         return self.reading.job.driver.run(fold, self.reading.batches(self.packed))
 
     def _scale(self) -> float:
-        """Returns about how large activations are: the length of what is read."""
+        """Returns about how large activations are: half the length of what is read."""
         first = next(iter(self.reading.batches(self.packed)))
         source = self.reading.source
         rows, keep = source.values((self.site,), source.params, first)
@@ -138,101 +163,81 @@ class _Browsing:
         return Album(facts, str(self.site), about.model, list(self._cards(ranked)))
 
     def _cards(self, ranked: Mapping[int, tuple[Cause, ...]]) -> Iterator[Card]:
-        dictionary, survey = self.stored.dictionary, self.survey
-        examples = self._examples()
-        places, cosines = features.nearest(dictionary)
-        promoted, suppressed = self._words()
-        for i in range(dictionary.width):
+        survey, examples, words = self.survey, self._examples(), self._words()
+        places, cosines = features.nearest(self.stored.dictionary)
+        for i in range(self.stored.dictionary.width):
             bins = np.flatnonzero(survey.counts_FxE[i])
-            some = slice(bins[0], bins[-1] + 1) if len(bins) else slice(0, 0)
-            edges = survey.edges[bins[0] : bins[-1] + 2] if len(bins) else ()
+            first, last = (bins[0], bins[-1] + 1) if len(bins) else (0, 0)
+            edges = survey.edges[first : last + 1] if len(bins) else ()
             yield Card(
                 index=i,
                 density=float(survey.density_F[i]),
                 maximum=float(survey.maximum_F[i]),
-                counts=tuple(int(x) for x in survey.counts_FxE[i][some]),
+                counts=tuple(int(x) for x in survey.counts_FxE[i][first:last]),
                 edges=tuple(float(x) for x in edges),
-                bands=tuple(examples(i)),
-                promoted=promoted(i),
-                suppressed=suppressed(i),
+                bands=tuple(self._bands(examples, i)),
+                promoted=() if words is None else self._listed(*words[:2], i),
+                suppressed=() if words is None else self._listed(*words[2:], i),
                 nearest=tuple(
-                    (int(a), float(b))
-                    for a, b in zip(places[i], cosines[i], strict=True)
+                    zip(places[i].tolist(), cosines[i].tolist(), strict=True)
                 ),
                 causes=ranked.get(i),
             )
 
-    def _words(self) -> tuple[Any, Any]:
-        """Returns what each feature promotes and suppresses, as functions of it."""
+    def _words(self) -> Words | None:
         batch = next(iter(self.reading.batches(self.packed)))
-        inputs = {k: x[:8] for k, x in batch.inputs.items()}
-        found = features.words(self.reading.source, self.stored.dictionary, inputs)
-        if found is None:
-            return (lambda i: ()), (lambda i: ())
-        tokenizer = self.reading.model.tokenizer
+        inputs = {k: x[:LENSED] for k, x in batch.inputs.items()}
+        return features.words(self.reading.source, self.stored.dictionary, inputs)
 
-        def listed(ids: np.ndarray, by: np.ndarray) -> Any:
-            return lambda i: tuple(
-                (word, float(x))
-                for word, x in zip(spelt(tokenizer, ids[i]), by[i], strict=True)
-            )
+    def _listed(
+        self, ids_FxK: np.ndarray, by_FxK: np.ndarray, i: int
+    ) -> tuple[tuple[str, float], ...]:
+        """Returns a feature's tokens, and by how much it changes their logits."""
+        pairs = zip(ids_FxK[i].tolist(), by_FxK[i].tolist(), strict=True)
+        return tuple((self.spelling[id_], by) for id_, by in pairs)
 
-        return (
-            listed(found.promoted_FxK, found.up_FxK),
-            listed(found.suppressed_FxK, found.down_FxK),
+    def _examples(self) -> _Examples:
+        """Returns where features are on, at the top and drawn, and what is around."""
+        both = zip(self.survey.top[:3], self.survey.drawn[:3], strict=True)
+        value, sequence, token = (
+            np.concatenate([top[:, :TOP], drawn], axis=1) for top, drawn in both
         )
-
-    def _examples(self) -> Any:
-        """Returns each feature's examples by strength, as a function of it."""
-        survey, around = self.survey, self.options.around
-        top, drawn = survey.top, survey.drawn
-        places = [
-            np.concatenate([a[:, :TOP], b], axis=1)
-            for a, b in zip(top[:3], drawn[:3], strict=True)
-        ]
-        value, sequence, token = places
-        seen = self._run(
-            features.windows(
-                self.reading.source,
-                self.stored.dictionary,
-                self.site,
-                sequence,
-                token,
-                around,
-            )
+        fold = features.windows(
+            self.reading.source,
+            self.stored.dictionary,
+            self.site,
+            sequence,
+            token,
+            self.options.around,
         )
-        ids, tokens = self.packed.ids, _Tokens(self.packed)
+        return _Examples(value, sequence, token, self._run(fold))
 
-        def example(i: int, k: int) -> Example:
-            window = seen[i, k]
-            here = np.flatnonzero(np.isfinite(window))
-            first = int(token[i, k]) - around + int(here[0])
-            row = tokens(int(sequence[i, k]))[first : first + len(here)]
-            words = spelt(self.reading.model.tokenizer, row)
-            return Example(
-                ids[int(sequence[i, k])],
-                first,
-                tuple(words),
-                tuple(float(x) for x in window[here][: len(words)]),
-            )
+    def _bands(self, examples: _Examples, i: int) -> Iterator[Band]:
+        """Yields a feature's examples by strength, the strongest first."""
+        value = examples.value_FxK[i]
+        tops = [k for k in range(TOP) if value[k] > 0]
+        if tops:
+            yield Band("top", tuple(self._example(examples, i, k) for k in tops))
+        strength = value / max(float(self.survey.maximum_F[i]), 1e-12)
+        for band in reversed(range(BANDS)):
+            low, high = band / BANDS, (band + 1) / BANDS
+            own = [k for k in range(TOP, len(value)) if low < strength[k] <= high]
+            if own:
+                shown = (self._example(examples, i, k) for k in own[:EACH])
+                yield Band(f"{low:.0%} to {high:.0%} of the largest", tuple(shown))
 
-        def bands(i: int) -> Iterator[Band]:
-            strength = value[i] / max(float(survey.maximum_F[i]), 1e-12)
-            tops = [k for k in range(TOP) if value[i, k] > 0]
-            if tops:
-                yield Band("top", tuple(example(i, k) for k in tops))
-            rest = range(TOP, value.shape[1])
-            for low in reversed(range(BANDS)):
-                own = [
-                    k for k in rest if low / BANDS < strength[k] <= (low + 1) / BANDS
-                ][:EACH]
-                if own:
-                    name = (
-                        f"{low / BANDS:.0%} to {(low + 1) / BANDS:.0%} of the largest"
-                    )
-                    yield Band(name, tuple(example(i, k) for k in own))
-
-        return bands
+    def _example(self, examples: _Examples, i: int, k: int) -> Example:
+        """Returns one of a feature's examples, with the tokens around it."""
+        window, row = examples.window_FxKxW[i, k], int(examples.sequence_FxK[i, k])
+        here = np.flatnonzero(np.isfinite(window))
+        first = int(examples.token_FxK[i, k]) - self.options.around + int(here[0])
+        tokens = self.packed.tokens_at(row)[first : first + len(here)]
+        return Example(
+            self.packed.ids[row],
+            first,
+            tuple(self.spelling[int(x)] for x in tokens),
+            tuple(window[here].tolist()),
+        )
 
     def causes_of(self, run: Path, given: Models) -> dict[int, tuple[Cause, ...]]:
         """Returns the training sequences of a run that influenced features most.
@@ -280,10 +285,11 @@ class _Browsing:
         }
 
     def _measured(self, feature: int) -> Activity:
-        """Returns the mean pre-activation at a feature's strongest tokens."""
-        return at_peaks(
-            self.reading, self.stored, self.site, self.packed, self.survey, feature
-        )
+        """Returns a feature's mean pre-activation at its strongest tokens."""
+        places = peaks(self.reading, self.packed, self.survey, feature)
+        shape = PEAKS, self.packed.context
+        about = self.reading.model, self.stored, self.site, feature
+        return measured_at(*about, places, shape)
 
 
 def _texts(corpus: Corpus, model: Model, ids: Sequence[str]) -> dict[str, str]:
@@ -294,44 +300,3 @@ def _texts(corpus: Corpus, model: Model, ids: Sequence[str]) -> dict[str, str]:
         return {x: " ".join(map(str, row.tolist())) for x, row in rows.items()}
     found = texts(packed, corpus.source, ids, model.tokenizer)
     return {x: "".join(pieces) for x, pieces in found.items()}
-
-
-def at_peaks(
-    reading: Reading,
-    stored: Stored,
-    site: Address,
-    packed: Packed,
-    survey: Survey,
-    feature: int,
-) -> Activity:
-    """Returns a feature's mean pre-activation at its strongest tokens, a measurement.
-
-    Args:
-      reading: the model.
-      stored: the dictionary.
-      site: what it reads.
-      packed: the sequences that were surveyed.
-      survey: where features are on.
-      feature: which.
-    """
-    value, sequence, token, _ = (x[feature] for x in survey.top)
-    rows = sequence[:PEAKS]
-    chosen = reading.job.batches(packed.take(rows), len(rows))
-    batch = next(iter(chosen))
-    weights = np.zeros(batch.inputs["tokens"].shape)
-    on = value[:PEAKS] > 0
-    weights[np.flatnonzero(on), token[:PEAKS][on]] = 1 / max(1, on.sum())
-    return activity(
-        reading.model.task, stored.dictionary, site, feature, batch.inputs, weights
-    )
-
-
-class _Tokens:
-    """Sequences' token ids, by their place."""
-
-    def __init__(self, packed: Packed):
-        self.packed = packed
-
-    def __call__(self, place: int) -> np.ndarray:
-        """Returns the tokens of a sequence."""
-        return self.packed.tokens_at(place)

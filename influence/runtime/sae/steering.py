@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from influence.interpret import steering
-from influence.interpret.steering import Comparison, Edit, Steered, compare
+from influence.interpret.steering import Comparison, Edit, Steered, Steering, compare
 from influence.model.sites import Address
 from influence.runtime.dictionaries.folders import open_dictionary
 from influence.runtime.dictionaries.stored import Stored
@@ -97,16 +97,15 @@ def steer(
     inputs = {"tokens": np.asarray([prompts[0]], np.int32)}
     site, writes = _sites(model, stored, inputs)
     check_sites(stored, model, inputs, site, writes)
-    steering.check_edits(edits, stored.dictionary)
+    own = stored.dictionary
+    steering.check_edits(edits, own)
     if options.units == "maximum":
         edits = steering.in_units(edits, _maximum(options, stored))
     shown = console or Console()
     found = compare(
         model.task,
-        model.params,
         Steered(model.task.apply, site, writes, options.freeze_attention),
-        stored.dictionary,
-        edits,
+        Steering(model.params, own, steering.gathered(edits, own)),
         prompts,
         options.length,
         stop=model.tokenizer.eos if model.tokenizer else None,
