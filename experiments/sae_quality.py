@@ -16,8 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +126,7 @@ def _row(
     cost = _measured(options, f"{word}:{subject.name}:{kind}")
     made = saelens.read(_folder(options, word, subject.name, kind)).dictionary
     if control:
-        source = subject.source
-        random = source.params
-        subject = subject._replace(
-            source=source.__class__(
-                source.task, scrambled(random, options.seed), source.special
-            )
-        )
+        subject = _random(subject, options.seed)
     found = subject.judged(made)
     row = {
         "model": subject.name,
@@ -183,11 +176,7 @@ def _one(options: Options, library: str, name: str, kind: str) -> None:
     else:
         subject = _subject(options, name)
         if library == "control":
-            source = subject.source
-            mixed = scrambled(source.params, options.seed)
-            subject = subject._replace(
-                source=source.__class__(source.task, mixed, source.special)
-            )
+            subject = _random(subject, options.seed)
         made, seconds = _ours(options, subject, kind)
         folder = _folder(options, library, name, kind)
         _write(folder, made, subject)
@@ -199,10 +188,16 @@ def _ours(options: Options, subject: Subject, kind: str) -> tuple[Dictionary, fl
     width = 8 * len(subject.centres[subject.site].mean_D)
     way: Kind = KINDS[kind](options.k, width)
     aim = {"own": Aim(subject.site, width, way)}
-    train = partial(subject.train, aim, Schedule(options.steps), options.seed)
     begun = time.monotonic()
-    made = train()["own"]
+    made = subject.train(aim, Schedule(options.steps), options.seed)["own"]
     return made.dictionary, time.monotonic() - begun
+
+
+def _random(subject: Subject, seed: int) -> Subject:
+    """Returns the same with a model of random weights."""
+    source = subject.source
+    mixed = scrambled(source.params, seed)
+    return subject._replace(source=replace(source, params=mixed))
 
 
 def _folder(options: Options, library: str, name: str, kind: str) -> Path:
