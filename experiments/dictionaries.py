@@ -47,6 +47,11 @@ class Subject(NamedTuple):
     held: Examples
 
     @property
+    def width(self) -> int:
+        """Returns how many numbers the site holds at a position."""
+        return len(self.centres[self.site].mean_D)
+
+    @property
     def centres(self) -> dict[Address, Centre]:
         """Returns the middle and the size of what is at the site."""
         some = np.random.default_rng(0).permutation(len(self.read))[:1024]

@@ -26,7 +26,7 @@ from influence.fold import run
 from influence.interpret.dictionary import Dictionary, encode
 from influence.interpret.kinds import BatchTop
 from influence.interpret.learning import Aim, Schedule
-from influence.interpret.link import Activity, activities, activity
+from influence.interpret.link import Activities, Activity, activities, activity
 from influence.interpret.source import Source
 from influence.linalg.damping import Relative
 from influence.model.examples import Examples
@@ -66,8 +66,7 @@ class Options:
 def main(options: Options) -> None:
     """Draws features, and trains without what they owe the most to."""
     setting, subject = language(options.seed)
-    width = 8 * setting_width(subject)
-    aim = Aim(subject.site, width, BatchTop(options.k))
+    aim = Aim(subject.site, 8 * subject.width, BatchTop(options.k))
     # Gao et al.'s weight of dead features' learning; none of these features dies.
     schedule = Schedule(options.steps, auxiliary=1 / 32, dead_after=38_400)
     trained = subject.train({"own": aim}, schedule, options.seed)
@@ -93,14 +92,9 @@ def main(options: Options) -> None:
     _report(options, subject, drops, share_F[chosen])
 
 
-def setting_width(subject: Subject) -> int:
-    """Returns how many numbers the site holds."""
-    return len(subject.centres[subject.site].mean_D)
-
-
 def _activities(
     source: Source, subject: Subject, dictionary: Dictionary, examples: Examples
-):
+) -> Activities:
     return run(activities(source, dictionary, subject.site), examples.batches(CHUNK))
 
 

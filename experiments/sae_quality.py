@@ -185,7 +185,7 @@ def _one(options: Options, library: str, name: str, kind: str) -> None:
 
 
 def _ours(options: Options, subject: Subject, kind: str) -> tuple[Dictionary, float]:
-    width = 8 * len(subject.centres[subject.site].mean_D)
+    width = 8 * subject.width
     way: Kind = KINDS[kind](options.k, width)
     aim = {"own": Aim(subject.site, width, way)}
     begun = time.monotonic()

@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(
 
 def test_an_empty_corpus_is_refused(tmp_path):
     (tmp_path / "ids.jsonl").write_text("")
-    with pytest.raises(ValueError, match="no documents|no sequences|no rows|empty"):
+    with pytest.raises(ValueError, match="no documents"):
         train(make.options(tmp_path), make.QUIET, make.models())
 
 
