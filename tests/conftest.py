@@ -3,8 +3,13 @@
 import os
 import tempfile
 
-# The models here are tiny: a third of the time goes if XLA does not optimise them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# The models here are tiny, and most of the time would be XLA's compiling them: half of
+# it goes without optimisation and without the newer, slower emitters of fused loops.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 import jax  # noqa: E402
 
