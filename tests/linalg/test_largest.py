@@ -7,6 +7,7 @@ import pytest
 
 from influence.linalg.largest import (
     edge_of_largest,
+    edge_of_rows,
     keep_largest,
     keep_largest_of_all,
 )
@@ -34,6 +35,18 @@ def test_the_edge_is_reached_by_k_numbers_or_as_few_as_ties_allow(kind, k, dtype
         assert (x > kth).sum() < k <= reached <= (x >= kth).sum()
     else:
         assert edge_of_largest(x, k) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["plain", "tied", "sparse", "skewed"])
+@pytest.mark.parametrize("k", [1, 7, 29])
+def test_every_row_s_edge_is_that_of_the_row_alone(kind, k, dtype):
+    x = numbers(kind, dtype)
+    single = jax.jit(lambda row: edge_of_largest(row[None], k))
+    for row, edge in zip(x, edge_of_rows(x, k), strict=True):
+        alone = single(row)
+        np.testing.assert_array_equal(row >= edge, row >= alone)
+        assert (edge == 0) == (alone == 0)
 
 
 @pytest.mark.parametrize("k", [1, 5, 29, 30, 31])
