@@ -1,6 +1,9 @@
 """`influence sae steer`: what a model says with features edited."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
@@ -16,16 +19,22 @@ from influence.model.sites import Address
 from influence.runtime.dictionaries.folders import open_dictionary
 from influence.runtime.dictionaries.stored import Stored
 from influence.runtime.models import Model, open_model
+from influence.runtime.report.steering import Said, Trial, render
 from influence.runtime.run.job import MODEL, Models
 from influence.runtime.run.options import Repeated, check_numbers
 from influence.runtime.sae.options import Place
 from influence.runtime.sae.reading import check_sites, site_of
+from influence.runtime.store import atomic
 
 POSITIONS = {
     "all": steering.ALWAYS,
     "prompt": steering.PROMPT,
     "generated": steering.GENERATED,
 }
+
+ABLATED = "ablated"
+WAYS = {"add": "added:", "clamp": "clamped to", "scale": "scaled by"}
+"""What an edit is called on the page."""
 
 Numbers = Annotated[tuple[float, ...], tyro.conf.UseAppendAction]
 
@@ -54,6 +63,7 @@ class Steer:
       seed: Of the draws, the same with edits and without.
       freeze_attention: Attention looks where it would without edits.
       dtype: Of the weights and the forward pass.
+      out: A page with all of it, and with the features ablated beside it.
     """
 
     sae: Place
@@ -70,6 +80,7 @@ class Steer:
     seed: int = 0
     freeze_attention: bool = False
     dtype: str | None = None
+    out: Path | None = None
 
 
 def steer(
@@ -101,19 +112,75 @@ def steer(
     steering.check_edits(edits, own)
     if options.units == "maximum":
         edits = steering.in_units(edits, _maximum(options, stored))
-    shown = console or Console()
-    found = compare(
+    said = partial(
+        compare,
         model.task,
         Steered(model.task.apply, site, writes, options.freeze_attention),
-        Steering(model.params, own, steering.gathered(edits, own)),
-        prompts,
-        options.length,
+        prompts=prompts,
+        length=options.length,
         stop=model.tokenizer.eos if model.tokenizer else None,
         temperature=options.temperature,
         key=jax.random.key(options.seed),
     )
+
+    def held(edits: Sequence[Edit]) -> Steering:
+        return Steering(model.params, own, steering.gathered(edits, own))
+
+    shown = console or Console()
+    found = said(held(edits))
     _show(shown, options, model, found)
+    if options.out is not None:
+        each = {_spelled(options): found}
+        out = [steering.ablate(x.feature, x.positions) for x in edits]
+        if out != edits:
+            each[ABLATED] = said(held(out))
+        _write(options.out, options, model, stored, each)
+        shown.print(f"The page: {options.out}", soft_wrap=True)
     return found
+
+
+def _spelled(options: Steer) -> str:
+    """Returns what is done to features, in words."""
+    given = {"add": options.add, "clamp": options.clamp, "scale": options.scale}
+    for way, values in given.items():
+        if values:
+            numbers = ", ".join(f"{x:g}" for x in values)
+            largest = options.units == "maximum" and way != "scale"
+            return f"{WAYS[way]} {numbers}{' × its largest' if largest else ''}"
+    return ABLATED
+
+
+def _write(
+    path: Path,
+    options: Steer,
+    model: Model,
+    stored: Stored,
+    each: Mapping[str, Comparison],
+) -> None:
+    """Writes a page of what the model says, by edit."""
+    plain = next(iter(each.values())).plain
+    facts = [
+        ("model", options.model),
+        ("dictionary", options.sae),
+        ("site", stored.about.site),
+        ("features", ", ".join(map(str, options.feature))),
+        ("positions", options.positions),
+        ("temperature", f"{options.temperature:g}"),
+    ]
+    trials = [
+        Trial(
+            prompt,
+            _text(model, plain[i]),
+            [
+                Said(name, _text(model, x.steered[i]), x.kl[i], x.cost[i])
+                for name, x in each.items()
+            ],
+        )
+        for i, prompt in enumerate(options.prompt)
+    ]
+    with atomic(path) as temporary:
+        text = render(options.model, facts, trials)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _sites(model: Model, stored: Stored, inputs: dict) -> tuple[Address, Address]:

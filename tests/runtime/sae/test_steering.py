@@ -1,9 +1,12 @@
 """Options of steering, and what the command shows."""
 
+import re
+
 import pytest
 from rich.console import Console
 
 from influence.interpret.steering import ALWAYS, GENERATED, Edit
+from influence.runtime.report.steering import Said, Trial, render
 from influence.runtime.sae.steering import Steer, steer
 from influence.runtime.sae.steering import _edits as edits
 from tests.runtime.sae import make
@@ -48,6 +51,26 @@ def test_what_is_said_is_shown_with_and_without(place):
     nothing = steer(asked(place, scale=(1.0,), length=4), console, make.models())
     assert nothing.plain == nothing.steered
     assert nothing.kl[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_page_has_the_edit_and_the_ablation(place, tmp_path):
+    out = tmp_path / "steering.html"
+    options = asked(place, prompt=("1 2", "3 4 5"), clamp=(3.0,), length=4, out=out)
+    found = steer(options, make.QUIET, make.models())
+    page = out.read_text()
+    rows = [x.split("<pre>")[1] for x in page.split("<tr>") if "<pre>" in x]
+    texts = [re.sub("<[^>]*>", "", x.split("</pre>")[0]) for x in rows]
+    assert texts[::3] == [" ".join(map(str, x)) for x in found.plain]
+    assert texts[1::3] == [" ".join(map(str, x)) for x in found.steered]
+    assert page.count("clamped to 3 × its largest") == 2
+    assert page.count("<td>ablated</td>") == 2
+    assert f"{found.kl[1]:.3f}" in page
+
+
+def test_a_prompt_is_no_markup():
+    page = render("m", [], [Trial("<script>", "<b>", [Said("x", "<i>", 0.0, 0.0)])])
+    assert "<script>" not in page
+    assert "&lt;<mark>i&gt;</mark>" in page
 
 
 @pytest.mark.parametrize(
