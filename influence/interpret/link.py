@@ -40,7 +40,8 @@ class Activities(NamedTuple):
 
     Attributes:
       on_NxF: at how many tokens.
-      sum_NxF: its activations, summed over tokens.
+      sum_NxF: its activations times the length of its decoder row, summed over tokens:
+        how much it writes.
       tokens_N: how many tokens count.
     """
 
@@ -63,7 +64,9 @@ def activities(source: Source, dictionary: Dictionary, site: Address) -> Fold:
         z = jnp.where(keep[:, None], encode(dictionary, rows[site]), 0)
         z = z.reshape(len(batch.real_B), -1, z.shape[-1])
         tokens = keep.reshape(len(batch.real_B), -1).sum(1)
-        return Activities((z > 0).sum(1), z.sum(1), tokens)  # type: ignore[arg-type]
+        length = jnp.linalg.norm(dictionary.decoder_FxO, axis=1)
+        written = z.sum(1) * length[None]
+        return Activities((z > 0).sum(1), written, tokens)  # type: ignore[arg-type]
 
     def update(state: list[Activities], batch: Batch) -> list[Activities]:
         found = look(source.params, dictionary, batch)
@@ -83,8 +86,8 @@ class Enrichment(NamedTuple):
       rate_F: the mean share of tokens at which each feature is on in the sequences.
       base_F: the same in sequences alike.
       lift_F: the one over the other; 1 where a feature is on in neither.
-      far_F: how far the rate is above that of random choices, in their standard
-        deviations.
+      more_F: by how much more each feature writes at a token of the sequences than at
+        one of sequences alike.
       p_F: how often a random choice of sequences alike stands out as much by any of
         the features: corrected for their number (Westfall and Young 1993).
     """
@@ -92,17 +95,20 @@ class Enrichment(NamedTuple):
     rate_F: np.ndarray
     base_F: np.ndarray
     lift_F: np.ndarray
-    far_F: np.ndarray
+    more_F: np.ndarray
     p_F: np.ndarray
 
     def first(self, count: int, level: float = 1.0) -> list[int]:
-        """Returns the most enriched features, those that stand out the farthest first.
+        """Returns the most enriched features: by p-value, and then by what they write.
+
+        Where several stand out from all random choices, that order puts what the
+        sequences are mostly made of before what only happens to come along with it.
 
         Args:
           count: how many at most.
           level: of features with a larger p-value, none.
         """
-        order = np.argsort(-self.far_F, kind="stable")
+        order = np.lexsort((-self.more_F, self.p_F))
         return [int(i) for i in order[:count] if self.p_F[i] <= level]
 
 
@@ -118,8 +124,8 @@ def enriched(
 
     Against chance, as many sequences are drawn from the same strata of overall
     activity, features on a token: sequences in which much goes on have more of
-    everything. How far a feature stands out is counted in its standard deviations over
-    the permutations.
+    everything. For the p-values, how far a feature stands out is counted in its
+    standard deviations over the permutations.
 
     Args:
       activities: of all sequences the chosen ones are compared with, and of them.
@@ -147,7 +153,16 @@ def enriched(
     p = (1 + (farthest[:, None] >= far).sum(0)) / (1 + permutations)
     lift = np.divide(observed, base, out=np.ones_like(base), where=base > 0)
     lift = np.where((base == 0) & (observed > 0), np.inf, lift)
-    return Enrichment(observed, base, lift, far, p)
+    written = activities.sum_NxF / np.maximum(activities.tokens_N, 1)[:, None]
+    more = written[places].mean(0) - _alike(written, stratum, places)
+    return Enrichment(observed, base, lift, more, p)
+
+
+def _alike(x_NxF: np.ndarray, stratum_N: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Returns the mean over random choices of as many rows from each stratum, `[F]`."""
+    each = zip(*np.unique(stratum_N[places], return_counts=True), strict=True)
+    parts = [count * x_NxF[stratum_N == stratum].mean(0) for stratum, count in each]
+    return sum(parts) / len(places)
 
 
 def _strata(activity_N: np.ndarray, count: int) -> np.ndarray:
