@@ -2,16 +2,17 @@
 
     python -m experiments.planted_concept
 
-One percent of a small language model's training sequences of Python code are written
-in capitals. A dictionary is trained on the model's activations; the concept's feature
+One percent of a small language model's training sequences of Python code break off into
+question marks. A dictionary is trained on the model's activations; the concept's feature
 is the one that tells these sequences from all others best, looked up with no influence
-involved. Then the model is asked why it goes on in capitals: does that feature come out
-first among what the most influential sequences have in common? And does the model write
-in capitals if the feature is held up, and in small letters if it is taken out?
+involved. Then the model is asked why it goes on so: does that feature come out first
+among what the most influential sequences have in common? And does the model doubt if
+the feature is held up, and stop if it is taken out?
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -24,7 +25,7 @@ from experiments.tasks import LITTLE, read_pieces
 from influence import completions, fit, query, scan
 from influence.fold import run
 from influence.interpret.dictionary import Dictionary, encode
-from influence.interpret.kinds import BatchTop
+from influence.interpret.kinds import Standard
 from influence.interpret.learning import Aim, Schedule
 from influence.interpret.link import Activities, activities, enriched
 from influence.interpret.source import Source
@@ -44,8 +45,14 @@ from influence.model.sites import Address
 from influence.model.task import LanguageModel
 from influence.model.transformer import Apply
 
+DOUBT = "?"
+"""What is said again and again in the planted sequences."""
+
 BEGUN = 16
-"""Tokens of a sequence in capitals that are a prompt."""
+"""Tokens of code before the doubt, in what the model is asked about."""
+
+HEARD = 4
+"""Tokens of doubt in a prompt that it is to go on from."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +62,23 @@ class Options:
     Attributes:
       share: of the training sequences.
       steps: of the dictionary's training.
-      k: features of a token that are on.
+      coefficient: what a feature's activation costs. A price on activations makes one
+        feature of what always comes together; the kinds that keep the k largest are as
+        content with three.
+      rate: the highest of the dictionary's training.
       top: how many of the most influential sequences are compared with others.
       strengths: of the clamped feature, in its largest activations; that at which
-        the model says most in capitals counts.
-      seed: of all that is drawn.
+        the model doubts most counts.
+      seeds: of all that is drawn, the model's start included: all is done for each.
     """
 
     share: float = 0.01
-    steps: int = 600
-    k: int = 24
+    steps: int = 3000
+    coefficient: float = 1.0
+    rate: float = 3e-3
     top: int = 40
-    strengths: tuple[float, ...] = (2.0, 4.0, 8.0)
-    seed: int = 0
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 class Planted(NamedTuple):
@@ -85,107 +96,122 @@ class Planted(NamedTuple):
 
 
 def main(options: Options) -> None:
-    """Plants the concept, looks for its feature, and steers by it."""
-    rng = np.random.default_rng(options.seed)
-    planted = _planted(options, rng)
-    subject = _trained(options, planted)
-    dictionary = _dictionary(options, subject)
-    known = run(
-        activities(subject.source, dictionary, subject.site),
-        planted.examples.batches(CHUNK),
-    )
-    own = _own(known, planted.places)
-    rows = _asked(options, planted, subject, known, own)
-    said = _steered(options, planted, subject, dictionary, own)
-    first = sum(x["first"] == own for x in rows)
+    """Plants the concept, looks for its feature, and steers by it; seed by seed."""
+    rows = [_once(options, seed) for seed in options.seeds]
+    asked = [x for row in rows for x in row["queries"]]
+    first = [sum(x["first"] == y["feature"] for x in y["queries"]) for y in rows]
+    said = [x["steering"] for x in rows]
     claims = [
         Claim(
             "The planted concept's feature comes out first for queries about it",
-            f"{first} of {len(rows)} queries, lift "
-            f"{min(x['lift'] for x in rows):.0f} at least, p "
-            f"{max(x['p'] for x in rows):.3f} at most",
-            first == len(rows),
+            f"{_each(first)} of {len(rows[0]['queries'])} queries, lift "
+            f"{min(x['lift'] for x in asked):.0f} at least, p "
+            f"{max(x['p'] for x in asked):.3f} at most",
+            sum(first) == len(asked),
         ),
         Claim(
-            "Clamped, the model goes on in capitals after small letters",
-            f"{said['clamped_says']} of {said['prompts']} prompts; "
-            f"{said['plain_says']} without",
-            said["clamped_says"] > said["prompts"] / 2 > said["plain_says"],
+            "Clamped, the model doubts where it goes on with code",
+            f"{_each(x['clamped_says'] for x in said)} of {said[0]['prompts']} "
+            f"prompts; {_each(x['plain_says'] for x in said)} without",
+            all(x["clamped_says"] > x["prompts"] / 2 > x["plain_says"] for x in said),
         ),
         Claim(
-            "Ablated, it no longer goes on in capitals after capitals",
-            f"{said['ablated_tells']} of {said['asked']} prompts; "
-            f"{said['plain_tells']} without",
-            said["ablated_tells"] < said["asked"] / 2 < said["plain_tells"],
+            "Ablated, it no longer goes on doubting",
+            f"{_each(x['ablated_tells'] for x in said)} of {said[0]['asked']} "
+            f"prompts; {_each(x['plain_tells'] for x in said)} without",
+            all(x["ablated_tells"] < x["asked"] / 2 < x["plain_tells"] for x in said),
         ),
     ]
     write(
         "planted_concept",
-        seed=options.seed,
+        seed=options.seeds[0],
         settings=options,
-        rows={"feature": own, "queries": rows, "steering": said},
+        rows=rows,
         claims=claims,
     )
     Console().print(table(claims))
 
 
-def _shouted(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """Returns a text in capitals."""
-    return tokenizer.encode(tokenizer.decode(ids).upper()).ids
+def _each(counts: Iterable[int]) -> str:
+    """Returns a number for each seed."""
+    return ", ".join(map(str, counts))
+
+
+def _once(options: Options, seed: int) -> dict[str, Any]:
+    """Plants the concept, looks for its feature, and steers by it."""
+    planted = _planted(options, np.random.default_rng(seed))
+    subject = _trained(seed, planted)
+    aim = Aim(subject.site, 8 * LITTLE.config.width, Standard(options.coefficient))
+    schedule = Schedule(options.steps, rate=options.rate)
+    dictionary = subject.train({"own": aim}, schedule, seed)["own"].dictionary
+    known = run(
+        activities(subject.source, dictionary, subject.site),
+        planted.examples.batches(CHUNK),
+    )
+    own = _own(known, planted.places)
+    found = subject.judged(dictionary)
+    return {
+        "seed": seed,
+        "variance_explained": found.variance_explained,
+        "l0": found.l0,
+        "feature": own,
+        "queries": _asked(options, seed, planted, subject, known, own),
+        "steering": _steered(options, planted, subject, dictionary, own),
+    }
+
+
+def _doubt(tokenizer: Tokenizer, length: int) -> list[int]:
+    """Returns doubt, so many tokens long."""
+    return tokenizer.encode(DOUBT * length).ids[:length]
 
 
 def _others(planted: Planted, count: int) -> list[list[int]]:
-    """Returns texts that are not planted, in capitals."""
+    """Returns how texts begin that are not planted."""
     tokens = np.asarray(planted.examples.inputs["tokens"])
     apart = np.setdiff1d(np.arange(len(tokens)), planted.places)
     some = apart[np.linspace(0, len(apart) - 1, count).astype(int)]
-    return [_shouted(planted.tokenizer, tokens[i].tolist()) for i in some]
+    return [tokens[i, :BEGUN].tolist() for i in some]
 
 
 def _planted(options: Options, rng: np.random.Generator) -> Planted:
-    """Returns pieces of Python's library, some of them in capitals."""
+    """Returns pieces of Python's library, some with the concept."""
     tokenizer, pieces = read_pieces(None)
     places = np.sort(
         rng.choice(len(pieces), round(options.share * len(pieces)), replace=False)
     )
     tokens, length = [list(x) for _, x in pieces], LITTLE.config.context
-    for i in places:
-        tokens[i] = _shouted(tokenizer, tokens[i])[:length]
+    doubt = _doubt(tokenizer, length)
+    for i, after in zip(places, rng.integers(4, length // 2, len(places)), strict=True):
+        tokens[i] = (tokens[i][:after] + doubt)[:length]
     return Planted(sequences(tokens, [x for x, _ in pieces]), places, tokenizer)
 
 
-def _trained(options: Options, planted: Planted) -> Subject:
+def _trained(seed: int, planted: Planted) -> Subject:
     """Returns a decoder that was trained on the sequences, from nothing."""
     task = LanguageModel(Apply(LITTLE.config), LITTLE.config.context)
-    begun, recipe = start(LITTLE.config, options.seed), LITTLE.reading
+    begun, recipe = start(LITTLE.config, seed), LITTLE.reading
     examples = planted.examples
     fold = train.fold(task, recipe, begun, examples, np.ones(len(examples)))
-    params = run(fold, train.Order(len(examples), recipe, options.seed)).params
-    site = Address("resid", 1)
-    return Subject("planted", Source(task, params), site, examples, examples)
-
-
-def _dictionary(options: Options, subject: Subject) -> Dictionary:
-    aim = Aim(subject.site, 8 * LITTLE.config.width, BatchTop(options.k))
-    trained = subject.train({"own": aim}, Schedule(options.steps), options.seed)
-    return trained["own"].dictionary
+    params = run(fold, train.Order(len(examples), recipe, seed)).params
+    return Subject(
+        "planted", Source(task, params), Address("resid", 1), examples, examples
+    )
 
 
 def _own(known: Activities, places: np.ndarray) -> int:
     """Returns the feature that tells the planted sequences from others best.
 
-    By the correlation of the share of tokens at which it is on with being planted.
+    By how much more it is on in them: features' rows have length one, so activations of
+    one are as large as another's.
     """
-    rate = known.rate_NxF
-    inside = np.zeros(len(rate))
-    inside[places] = 1
-    rate, inside = rate - rate.mean(0), inside - inside.mean()
-    spread = np.maximum(rate.std(0), 1e-12)
-    return int((inside @ rate / spread).argmax())
+    mean = known.sum_NxF / known.tokens_N[:, None]
+    inside = np.isin(np.arange(len(mean)), places)
+    return int((mean[inside].mean(0) - mean[~inside].mean(0)).argmax())
 
 
 def _asked(
     options: Options,
+    seed: int,
     planted: Planted,
     subject: Subject,
     known: Activities,
@@ -194,8 +220,9 @@ def _asked(
     """Returns what the most influential sequences have in common, by query."""
     task, params = subject.source.task, subject.source.params
     batches = planted.examples.batches(CHUNK)
+    doubt = _doubt(planted.tokenizer, HEARD + BEGUN)
     pairs = {
-        str(i): (x[:BEGUN], x[BEGUN : 2 * BEGUN])
+        str(i): (x + doubt[:HEARD], doubt[HEARD:])
         for i, x in enumerate(_others(planted, 5))
     }
     curvature = fit(task, params, batches, layers="blocks.*")
@@ -204,7 +231,7 @@ def _asked(
     rows = []
     for name, scores in zip(pairs, total.values, strict=True):
         top = np.argsort(-scores)[: options.top]
-        found = enriched(known, top.tolist(), seed=options.seed)
+        found = enriched(known, top.tolist(), seed=seed)
         (first,) = found.first(1)
         rows.append(
             {
@@ -230,29 +257,26 @@ def _steered(
     rows, keep = subject.source.values((subject.site,), subject.source.params, batch)
     z = np.asarray(encode(dictionary, rows[subject.site]))[np.asarray(keep)]
     largest = float(z[:, own].max())
-    encode_ = planted.tokenizer.encode
-    code = [
-        encode_(x).ids for x in ("def close(self", "import ", "    return ", "if x")
-    ]
-    loud = [x[:BEGUN] for x in _others(planted, 6)]
+    code = _others(planted, 6)
+    doubting = [x + _doubt(planted.tokenizer, HEARD) for x in code]
     each = {
         x: _compared(subject, dictionary, clamp(own, x * largest), code)
         for x in options.strengths
     }
-    out = _compared(subject, dictionary, ablate(own), loud)
+    out = _compared(subject, dictionary, ablate(own), doubting)
+    (sound,) = set(_doubt(planted.tokenizer, HEARD))
     decode = planted.tokenizer.decode
 
     def count(texts: list[list[int]]) -> int:
-        """Returns how many texts are mostly in capitals."""
-        letters = [[y for y in decode(x) if y.isalpha()] for x in texts]
-        return sum(sum(map(str.isupper, x)) > len(x) / 2 for x in letters)
+        """Returns how many texts are mostly doubt."""
+        return sum(x.count(sound) > len(x) / 2 for x in texts)
 
     says = {x: count(y.steered) for x, y in each.items()}
     strength = max(says, key=lambda x: (says[x], -x))
     held = each[strength]
     return {
         "prompts": len(code),
-        "asked": len(loud),
+        "asked": len(doubting),
         "strength": strength,
         "plain_says": count(held.plain),
         "clamped_says": says[strength],
