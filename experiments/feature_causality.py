@@ -12,6 +12,7 @@ by the same dictionary.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from experiments.dictionaries import CHUNK, Subject, language
 from experiments.results import Claim, figure, table, write
+from experiments.tasks import LITTLE
 from influence import fit, query, scan
 from influence.curvature.solvers import ConjugateGradients
 from influence.fold import run
@@ -37,6 +39,15 @@ STATEMENT = (
     "Removing the sequences with the most influence on a feature weakens it more than "
     "removing as many random ones, or as many in which it is on as much"
 )
+
+
+GAO: dict[str, Any] = {
+    "rate": 2e-4 * (2**14 / (8 * LITTLE.config.width)) ** 0.5,
+    "decay": 0.2,
+    "dead_after": 38_400,
+    "auxiliary": 1 / 32,
+}
+"""Gao et al.'s rate, and weight of dead features' learning: here none dies."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +78,7 @@ def main(options: Options) -> None:
     """Draws features, and trains without what they owe the most to."""
     setting, subject = language(options.seed)
     aim = Aim(subject.site, 8 * subject.width, BatchTop(options.k))
-    # Gao et al.'s weight of dead features' learning; none of these features dies.
-    schedule = Schedule(options.steps, auxiliary=1 / 32, dead_after=38_400)
+    schedule = Schedule(options.steps, **GAO)
     trained = subject.train({"own": aim}, schedule, options.seed)
     dictionary = trained["own"].dictionary
     rng = np.random.default_rng(options.seed)

@@ -3,11 +3,11 @@
     python -m experiments.planted_concept
 
 One percent of a small language model's training sequences of Python code break off into
-question marks. A dictionary is trained on the model's activations; the concept's feature
-is the one that tells these sequences from all others best, looked up with no influence
-involved. Then the model is asked why it goes on so: does that feature come out first
-among what the most influential sequences have in common? And does the model doubt if
-the feature is held up, and stop if it is taken out?
+question marks. A dictionary is trained on the model's activations; the concept's
+feature is the one that tells these sequences from all others best, looked up with no
+influence involved. Then the model is asked why it goes on so: does that feature come
+out first among what the most influential sequences have in common? And does the model
+doubt if the feature is held up, and stop if it is taken out?
 """
 
 from collections.abc import Iterable
@@ -142,7 +142,7 @@ def _once(options: Options, seed: int) -> dict[str, Any]:
     planted = _planted(options, np.random.default_rng(seed))
     subject = _trained(seed, planted)
     aim = Aim(subject.site, 8 * LITTLE.config.width, Standard(options.coefficient))
-    schedule = Schedule(options.steps, rate=options.rate)
+    schedule = Schedule(options.steps, rate=options.rate, decay=0.2)
     dictionary = subject.train({"own": aim}, schedule, seed)["own"].dictionary
     known = run(
         activities(subject.source, dictionary, subject.site),

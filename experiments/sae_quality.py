@@ -46,6 +46,9 @@ KINDS: dict[str, Any] = {
     "standard": lambda k, width: Standard(1.0),
 }
 
+RATES = {"batchtopk": 4e-3, "topk": 8e-3}
+"""Of kinds for which others than the default were tried on the demo's model."""
+
 PEERS = ("batchtopk", "topk")
 """Kinds that SAELens is given as well: those whose `k` means the same."""
 
@@ -188,8 +191,9 @@ def _ours(options: Options, subject: Subject, kind: str) -> tuple[Dictionary, fl
     width = 8 * subject.width
     way: Kind = KINDS[kind](options.k, width)
     aim = {"own": Aim(subject.site, width, way)}
+    schedule = Schedule(options.steps, rate=RATES.get(kind))
     begun = time.monotonic()
-    made = subject.train(aim, Schedule(options.steps), options.seed)["own"]
+    made = subject.train(aim, schedule, options.seed)["own"]
     return made.dictionary, time.monotonic() - begun
 
 

@@ -26,14 +26,15 @@ class Schedule:
     Attributes:
       steps: how many updates.
       batch: tokens an update.
-      rate: the highest of Adam; `2e-4 / √(F / 2¹⁴)` if left out (Gao et al. 2024).
+      rate: the highest of Adam; `5e-4 / √(F / 2¹⁴)` if left out. Gao et al. (2024) have
+        two fifths of that, for trainings a thousand times as long.
       warmup: the share of steps over which the rate rises.
       decay: the share of steps over which it falls to zero at the end.
       dead_after: tokens after which a feature that was never on counts as dead; the
-        48th part of all, and ten million at most, if left out.
+        200th part of all, and ten million at most, if left out.
       auxiliary: how much weight dead features' learning from what the others leave over
         has. Gao et al. give it 1/32; in trainings of a few million tokens that leaves
-        several times as many dead as this does.
+        one in eight dead.
       clip: the largest norm of a gradient.
     """
 
@@ -41,9 +42,9 @@ class Schedule:
     batch: int = 2048
     rate: float | None = None
     warmup: float = 0.05
-    decay: float = 0.2
+    decay: float = 0.5
     dead_after: int | None = None
-    auxiliary: float = 1 / 4
+    auxiliary: float = 1 / 2
     clip: float = 1.0
 
     @property
@@ -54,11 +55,11 @@ class Schedule:
     @property
     def dead(self) -> int:
         """Returns the number of tokens after which a feature counts as dead."""
-        return self.dead_after or max(self.batch, min(self.tokens // 48, 10_000_000))
+        return self.dead_after or max(self.batch, min(self.tokens // 200, 10_000_000))
 
     def optimizer(self, width: int) -> optax.GradientTransformation:
         """Returns Adam on the schedule."""
-        highest = self.rate or 2e-4 / (width / 2**14) ** 0.5
+        highest = self.rate or 5e-4 / (width / 2**14) ** 0.5
         rising = max(1, round(self.warmup * self.steps))
         falling = max(1, round(self.decay * self.steps))
         rates = optax.join_schedules(
