@@ -162,7 +162,7 @@ def _alike(x_NxF: np.ndarray, stratum_N: np.ndarray, places: np.ndarray) -> np.n
     """Returns the mean over random choices of as many rows from each stratum, `[F]`."""
     each = zip(*np.unique(stratum_N[places], return_counts=True), strict=True)
     parts = [count * x_NxF[stratum_N == stratum].mean(0) for stratum, count in each]
-    return sum(parts) / len(places)
+    return np.sum(parts, axis=0) / len(places)
 
 
 def _strata(activity_N: np.ndarray, count: int) -> np.ndarray:
