@@ -62,9 +62,9 @@ class Options:
     Attributes:
       share: of the training sequences.
       steps: of the dictionary's training.
-      coefficient: what a feature's activation costs. A price on activations makes one
-        feature of what always comes together; the kinds that keep the k largest are as
-        content with three.
+      coefficient: what a feature's activation costs. A price on activations favours one
+        feature for what always comes together, where the kinds that keep the k largest
+        are indifferent.
       rate: the highest of the dictionary's training.
       top: how many of the most influential sequences are compared with others.
       strengths: of the clamped feature, in its largest activations; that at which

@@ -1,6 +1,7 @@
 """Options of steering, and what the command shows."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -57,14 +58,17 @@ def test_the_page_has_the_edit_and_the_ablation(place, tmp_path):
     out = tmp_path / "steering.html"
     options = asked(place, prompt=("1 2", "3 4 5"), clamp=(3.0,), length=4, out=out)
     found = steer(options, make.QUIET, make.models())
+    ablated = steer(replace(options, clamp=(), out=None), make.QUIET, make.models())
     page = out.read_text()
     rows = [x.split("<pre>")[1] for x in page.split("<tr>") if "<pre>" in x]
     texts = [re.sub("<[^>]*>", "", x.split("</pre>")[0]) for x in rows]
     assert texts[::3] == [" ".join(map(str, x)) for x in found.plain]
     assert texts[1::3] == [" ".join(map(str, x)) for x in found.steered]
+    assert texts[2::3] == [" ".join(map(str, x)) for x in ablated.steered]
     assert page.count("clamped to 3 × its largest") == 2
     assert page.count("<td>ablated</td>") == 2
-    assert f"{found.kl[1]:.3f}" in page
+    for said in (found, ablated):
+        assert f"{said.kl[1]:.3f}" in page
 
 
 def test_a_prompt_is_no_markup():
