@@ -183,6 +183,27 @@ def checksum(path: Path) -> str:
     return state.hexdigest()
 
 
+def check_file(path: Path) -> None:
+    """Raises if a file can't be put at a path that a user named.
+
+    `atomic` would put it in a folder's place, and fail only when all work is done.
+
+    Raises:
+      ValueError: if it is a folder.
+      FileNotFoundError: if the folder it would be in is not there.
+    """
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder, and a file is to be written. Give a file's name, "
+            f"{path / 'NAME'}."
+        )
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {path.absolute().parent} to write {path.name} in. "
+            "Make it, or give another path."
+        )
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path that takes the place of `path` if all goes well.

@@ -33,7 +33,7 @@ from influence.runtime.run.options import check_numbers
 from influence.runtime.sae.options import Features
 from influence.runtime.sae.reading import Reading, check_stored, read_once
 from influence.runtime.sae.spelling import spelt
-from influence.runtime.store import atomic
+from influence.runtime.store import atomic, check_file
 
 TOP, BANDS, EACH = 8, 4, 4
 """Examples at the top, bands of strength below it, and examples of each."""
@@ -63,6 +63,7 @@ def browse(
       FileNotFoundError: if something is not where the options say.
     """
     check_numbers(options)
+    check_file(options.out)
     shown, models = console or Console(), given or {}
     stored = open_dictionary(options.sae)
     with read_once(options.read, shown, models) as reading:

@@ -17,7 +17,7 @@ from influence.runtime.run.options import check_numbers
 from influence.runtime.sae.options import Eval
 from influence.runtime.sae.reading import Reading, check_stored, read_once
 from influence.runtime.sae.training import CENTRED_ON, CONTROL, numbers, table
-from influence.runtime.store import atomic
+from influence.runtime.store import atomic, check_file
 
 
 def judge(
@@ -35,6 +35,8 @@ def judge(
       FileNotFoundError: if something is not where the options say.
     """
     check_numbers(options)
+    if options.out is not None:
+        check_file(options.out)
     shown = console or Console()
     stored = open_dictionary(options.sae)
     control = _control(options)

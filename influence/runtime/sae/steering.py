@@ -24,7 +24,7 @@ from influence.runtime.run.job import MODEL, Models
 from influence.runtime.run.options import Repeated, check_numbers
 from influence.runtime.sae.options import Place
 from influence.runtime.sae.reading import check_sites, site_of
-from influence.runtime.store import atomic
+from influence.runtime.store import atomic, check_file
 
 POSITIONS = {
     "all": steering.ALWAYS,
@@ -98,6 +98,8 @@ def steer(
       FileNotFoundError: if something is not where the options say.
     """
     check_numbers(options)
+    if options.out is not None:
+        check_file(options.out)
     edits = _edits(options)
     stored = open_dictionary(options.sae)
     models = given or {}

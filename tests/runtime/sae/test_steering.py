@@ -8,6 +8,10 @@ from rich.console import Console
 
 from influence.interpret.steering import ALWAYS, GENERATED, Edit
 from influence.runtime.report.steering import Said, Trial, render
+from influence.runtime.run.options import Data
+from influence.runtime.sae.browsing import browse
+from influence.runtime.sae.judging import judge
+from influence.runtime.sae.options import Eval, Features, Read
 from influence.runtime.sae.steering import Steer, steer
 from influence.runtime.sae.steering import _edits as edits
 from tests.runtime.sae import make
@@ -94,3 +98,26 @@ def test_a_prompt_is_no_markup():
 def test_what_makes_no_sense_is_refused(place, options, said):
     with pytest.raises(ValueError, match=said):
         steer(asked(place, **options), make.QUIET, make.models())
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("", ValueError, "is a folder"),
+        ("none/page.html", FileNotFoundError, "There is no folder"),
+    ],
+)
+def test_a_page_that_can_t_be_written_is_refused_and_nothing_is_lost(
+    place, tmp_path, name, error, said
+):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    out, read, rest = tmp_path / name, Read("my own", Data("none")), make.models()
+    for command in (
+        lambda: steer(asked(place, out=out), make.QUIET, rest),
+        lambda: browse(Features(place, read, out=out), make.QUIET, rest),
+        lambda: judge(Eval(place, read, out=out), make.QUIET, rest),
+    ):
+        with pytest.raises(error, match=said):
+            command()
+    assert precious.read_text() == "mine"
