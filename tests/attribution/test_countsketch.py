@@ -1,0 +1,116 @@
+"""A sketch as long as gradients loses nothing; a shorter one is right on average."""
+
+import jax
+import numpy as np
+import pytest
+
+from influence.attribution.countsketch import asked, count_sketch, length_of, reader
+from influence.attribution.measurements import completions
+from influence.attribution.query import query
+from influence.attribution.scan import scan
+from influence.curvature.ekfac import fit
+from influence.curvature.solvers import Eigenbasis
+from influence.linalg.damping import Absolute, Relative
+from tests import cases
+
+ROUNDING = 1e-9  # float64; scores are of the order of one.
+
+
+def made(make, bias=True, layers="*"):
+    """Returns what is needed: a case, its curvature and the scores of a scan."""
+    case = cases.case(cases.MAKERS[make], bias)
+    batches = case.examples.batches(3)
+    curvature = fit(case.task, case.params, batches, layers=layers)
+    measured = completions(case.task, {"a": ([1, 2], [3]), "b": ([4], [5, 6])})
+    solved = query(curvature, case.params, measured)
+    scores = scan(case.task, case.params, solved, batches, n_train=1)
+    return case, batches, curvature, solved, scores.total.values
+
+
+def products(case, batches, sketch, solved):
+    """Returns what the sketches make of the scores, `[Q, N]`."""
+    read = reader(case.task, case.params, sketch)
+    short_NxK = np.concatenate([np.asarray(read(x))[x.real_B] for x in batches])
+    return -np.asarray(asked(sketch, solved)) @ short_NxK.T
+
+
+@pytest.mark.parametrize("make", ["raw-loop", "raw-scan-remat", "nnx-scan"])
+def test_a_sketch_with_room_for_every_coordinate_is_exact(make):
+    case, batches, curvature, solved, scores = made(make)
+    size = sum(x.lam_OxI.size for x in curvature.blocks.values())
+    for inverse in (Relative(), Absolute(3.0)):  # Whatever the query was solved with.
+        sketch = count_sketch(curvature, length=size, inverse=inverse)
+        found = products(case, batches, sketch, solved)
+        np.testing.assert_allclose(found, scores, atol=ROUNDING)
+
+
+def test_a_short_sketch_is_right_on_average_and_errs_as_its_length_says():
+    case, batches, curvature, solved, scores = made("raw-loop")
+    length, draws = 64, 60
+    found = np.stack(
+        [
+            products(
+                case, batches, count_sketch(curvature, length=length, seed=i), solved
+            )
+            for i in range(draws)
+        ]
+    )
+    size = sum(x.lam_OxI.size for x in curvature.blocks.values())
+    whole = count_sketch(curvature, length=size)
+    read = reader(case.task, case.params, whole)
+    u = np.concatenate([np.asarray(read(x))[x.real_B] for x in batches])
+    v = np.asarray(asked(whole, solved))
+    squares = (v**2).sum(1)[:, None] * (u**2).sum(1)[None]
+    bound = np.sqrt((squares + scores**2) / length)
+    # Five standard errors of a mean: one of a million such means is further off.
+    assert (abs(found.mean(0) - scores) < 5 * bound / draws**0.5).all()
+    # Of 60 draws a spread is known to a tenth; two sequences may differ by three.
+    assert (found.std(0) < 1.3 * bound).all()
+
+
+def test_nothing_depends_on_how_sequences_are_batched():
+    case, _, curvature, solved, _ = made("raw-scan-remat")
+    sketch = count_sketch(curvature, length=40)
+    one, other = (
+        products(case, case.examples.batches(size), sketch, solved) for size in (1, 4)
+    )
+    np.testing.assert_allclose(one, other, atol=ROUNDING)
+
+
+def test_a_query_by_another_solver_has_the_scores_of_that_solver():
+    case, batches, curvature, _, _ = made("raw-loop")
+    measured = completions(case.task, {"a": ([1, 2], [3])})
+    solved = query(curvature, case.params, measured, solver=Eigenbasis(Absolute(0.5)))
+    scores = scan(case.task, case.params, solved, batches, n_train=1).total.values
+    size = sum(x.lam_OxI.size for x in curvature.blocks.values())
+    sketch = count_sketch(curvature, length=size, inverse=Relative(10.0))
+    found = products(case, batches, sketch, solved)
+    np.testing.assert_allclose(found, scores, atol=ROUNDING)
+
+
+def test_what_makes_no_sense_is_refused():
+    case, _, curvature, _, _ = made("raw-loop")
+    with pytest.raises(ValueError, match="1 number at least, not 0"):
+        count_sketch(curvature, length=0)
+    less = fit(case.task, case.params, case.examples.batches(3), layers="*up*")
+    measured = completions(case.task, {"a": ([1, 2], [3])})
+    solved = query(less, case.params, measured)
+    with pytest.raises(ValueError, match="they differ"):
+        asked(count_sketch(curvature, length=8), solved)
+
+
+@pytest.mark.parametrize("size", [2, 3, 10, 504])
+def test_lengths_fit_and_have_one_large_factor(size):
+    length = length_of(size)
+    assert length <= 8 * size
+    prime = length // 8
+    assert length % 8 == 0
+    assert all(prime % k for k in range(2, prime))
+
+
+def test_signs_are_drawn_anew_by_another_seed():
+    _, _, curvature, _, _ = made("raw-loop")
+    first, again, other = (count_sketch(curvature, length=8, seed=i) for i in (0, 0, 1))
+    name = curvature.layers[0].name
+    assert jax.numpy.array_equal(first.scales[name], again.scales[name])
+    assert not jax.numpy.array_equal(first.scales[name], other.scales[name])
