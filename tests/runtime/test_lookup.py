@@ -1,0 +1,81 @@
+"""What is looked up is what a comparison with everything finds, or mostly."""
+
+import numpy as np
+import pytest
+
+from influence.runtime.lookup import (
+    KINDS,
+    Codes,
+    encode,
+    flat,
+    length_in,
+    read_codes,
+    width_of,
+)
+
+LENGTH = 8 * 131
+RNG = np.random.default_rng(0)
+VECTORS = RNG.normal(size=(3000, LENGTH)).astype(np.float32)
+CODES = Codes(encode(VECTORS))
+ASKED = VECTORS[[5, 70, 2999]] + RNG.normal(size=(3, LENGTH)).astype(np.float32)
+
+
+def test_codes_keep_signs_and_products_on_average():
+    decoded = CODES.decoded(CODES.rows)
+    np.testing.assert_array_equal(np.sign(decoded), np.sign(VECTORS))
+    # The length that makes the product of a vector with its own code right.
+    own = (decoded * VECTORS).sum(1)
+    np.testing.assert_allclose(own, (VECTORS**2).sum(1), rtol=1e-4)  # float32
+
+
+def test_flat_compares_with_everything():
+    expected = ASKED @ CODES.decoded(CODES.rows).T
+    found = flat(CODES)(ASKED, 20)
+    order = np.argsort(-expected, axis=1)[:, :20]
+    assert (found.places[:, 0] == [5, 70, 2999]).all()
+    # A query's numbers are rounded to 8 bits: 1 / 256 of their range, at random.
+    error = abs(found.products - np.take_along_axis(expected, found.places, 1)).max()
+    scale = abs(CODES.decoded(CODES.rows[:1])).max() * LENGTH**0.5
+    assert error < 6 * scale * np.ptp(ASKED) / 256
+    shared = [len({*a} & {*b}) for a, b in zip(found.places, order, strict=True)]
+    assert min(shared) >= 18  # neighbours as close as that error may change places
+
+
+def test_memory_for_a_part_of_the_codes_is_enough():
+    whole, parts = flat(CODES)(ASKED, 50), flat(CODES, block=700)(ASKED, 50)
+    np.testing.assert_array_equal(whole.places, parts.places)
+    np.testing.assert_array_equal(whole.products, parts.products)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_finds_what_is_near(kind, tmp_path):
+    path = tmp_path / "made"
+    if KINDS[kind].make is not None:
+        KINDS[kind].make(CODES, path)
+    found = KINDS[kind].open(CODES, path)(ASKED, 10)
+    assert found.places.shape == found.products.shape == (3, 10)
+    for own, places in zip([5, 70, 2999], found.places, strict=True):
+        assert own in places
+    assert (np.diff(found.products, axis=1) <= 0).all()
+
+
+def test_more_than_there_are_is_all_there_are():
+    few = Codes(CODES.rows[:4])
+    found = flat(few)(ASKED, 10)
+    assert np.sort(found.places).tolist() == [[0, 1, 2, 3]] * 3
+
+
+def test_a_sequence_takes_no_more_bytes_than_it_may():
+    assert width_of(length_in(512)) == 511
+    assert CODES.rows.shape[1] == width_of(LENGTH)
+    with pytest.raises(ValueError, match="9 bytes are too few"):
+        length_in(9)
+
+
+def test_a_file_that_was_cut_short_is_refused(tmp_path):
+    path = tmp_path / "codes"
+    path.write_bytes(CODES.rows[:3].tobytes()[:-1])
+    with pytest.raises(ValueError, match="no whole codes of 139"):
+        read_codes(path, LENGTH)
+    path.write_bytes(CODES.rows[:3].tobytes())
+    np.testing.assert_array_equal(read_codes(path, LENGTH).rows, CODES.rows[:3])
