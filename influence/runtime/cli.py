@@ -13,6 +13,7 @@ from influence.runtime.demo import FAST, LARGE, SMALL
 from influence.runtime.demo import demo as run_demo
 from influence.runtime.evaluating import comparing, judging, removing, responding
 from influence.runtime.evaluating.options import Lds, Methods, Pbrf, Removal
+from influence.runtime.processes import join, leads
 from influence.runtime.run import asking, fitting, scanning, showing
 from influence.runtime.run.options import Fit, Query, Report, Scan, Show, Status
 from influence.runtime.sae import browsing, linking, steering, training
@@ -53,19 +54,19 @@ def demo(
 @app.command
 def fit(options: Annotated[Fit, tyro.conf.arg(name=""), Flat]) -> None:
     """Fits the curvature of a model's loss on a corpus."""
-    fitting.fit(options, Console())
+    fitting.fit(options, _console())
 
 
 @app.command
 def query(options: Annotated[Query, tyro.conf.arg(name=""), Flat]) -> None:
     """Solves for what is asked: why does the model say this?"""
-    asking.query(options, Console())
+    asking.query(options, _console())
 
 
 @app.command
 def scan(options: Annotated[Scan, tyro.conf.arg(name=""), Flat]) -> None:
     """Scores every training sequence for everything that was asked."""
-    scanning.scan(options, Console())
+    scanning.scan(options, _console())
 
 
 @app.command
@@ -145,10 +146,16 @@ def version() -> None:
     Console().print(version("influence"))
 
 
+def _console() -> Console:
+    """Returns what one of several processes says, the first."""
+    return Console(quiet=not leads())
+
+
 def main() -> None:
     """Runs the command line."""
     keep_memory()
     try:
+        join()
         app.cli(prog="influence")
     except (ValueError, OSError, MemoryError, ImportError) as error:
         console = Console(stderr=True, soft_wrap=True, highlight=False)

@@ -25,11 +25,16 @@ from rich.text import Text
 from influence.fold import Fold
 from influence.runtime.mesh import Layout
 from influence.runtime.placing import Placed, placed
+from influence.runtime.processes import several
 from influence.runtime.saves import Saved, Saves
 from influence.types import Batch
 
 SYNC = 0.2
 """Seconds between waits for the device: often enough to show, too rare to slow it."""
+
+
+TOGETHER = 4
+"""After how many batches several processes look whether to save."""
 
 
 class _Rate(ProgressColumn):
@@ -101,7 +106,7 @@ class Driver:
         kept = begun.done
         for what, size in here.walk(done):
             state, done = here.update(state, what), done + size
-            if time.monotonic() - waited > SYNC:
+            if _looked_at(done, saves, waited):
                 jax.block_until_ready(state)
                 advance(done - shown)
                 shown, waited = done, time.monotonic()
@@ -180,6 +185,17 @@ class Saving:
     def __call__(self, fold: Fold, batches: Any) -> Any:
         """Carries out a fold, from where it was last saved."""
         return self.driver.run(fold, batches, self.saves(fold.name))
+
+
+def _looked_at(done: int, saves: Saves | None, waited: float) -> bool:
+    """Returns whether the device is waited for now.
+
+    If a pass is saved by several processes all of them have to wait for it at once, and
+    so by the number of batches, not by their clocks.
+    """
+    if saves and several():
+        return done % TOGETHER == 0
+    return time.monotonic() - waited > SYNC
 
 
 def rest(batches: Any, done: int) -> Iterator[Any]:

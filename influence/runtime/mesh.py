@@ -122,7 +122,8 @@ class Layout:
             for device in row:
                 own.setdefault(device.process_index, set()).add(lane)
         shares = sorted({tuple(sorted(x)) for x in own.values()})
-        if sum(map(len, shares)) != self.lanes:
+        whole = sum(map(len, shares)) == self.lanes
+        if not whole or len({*map(len, shares)}) > 1:
             raise ValueError(
                 f"The rows of the mesh {dict(self.mesh.shape)} do not end where "
                 f"processes do: {own}. Give a `model` axis that divides a process's "
@@ -165,11 +166,25 @@ class Layout:
           >>> dict(where.mesh.shape)
           {'data': 1, 'model': 1}
         """
+        done: dict[int, Array] = {}
 
         def place(path: Any, x: Any) -> Array:
+            # Layers that read one activation have one basis, and keep to one.
+            if id(x) not in done:
+                done[id(x)] = put(path, x)
+            return done[id(x)]
+
+        def put(path: Any, x: Any) -> Array:
             own = getattr(path[-1], "name", "") if path else ""
             order = ROWS if own in MATRICES else COLUMNS
-            return jax.device_put(x, self.cut(np.shape(x), order))
+            where = self.cut(np.shape(x), order)
+            if not self.several or (
+                isinstance(x, Array) and not x.is_fully_addressable
+            ):
+                return jax.device_put(x, where)
+            # Every process has all of it, and need not ask whether others have too.
+            whole = np.asarray(x)
+            return jax.make_array_from_callback(whole.shape, where, whole.__getitem__)
 
         return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -296,6 +311,27 @@ def layout(
     return Layout(jax.make_mesh((rows, model), (DATA, MODEL), axes, devices=found))
 
 
+def one_device() -> Layout:
+    """Returns this process's first device as a mesh."""
+    return layout(1, 1, jax.local_devices()[:1])
+
+
+def gathered(layout: Layout | None, tree: Any) -> Any:
+    """Returns a pytree all of whose arrays are here, in the leading process at least.
+
+    Array by array, so that others never have more than one of them whole. All processes
+    have to ask for it.
+    """
+    if layout is None or not layout.several:
+        return tree
+
+    def here(x: Any) -> Any:
+        whole = layout.whole(x)
+        return whole if jax.process_index() == 0 else np.zeros(0, whole.dtype)
+
+    return jax.tree.map(here, tree)
+
+
 def dealt(costs: Sequence[float], count: int) -> list[int]:
     """Returns to which of some workers each piece of work goes.
 
@@ -315,7 +351,7 @@ def dealt(costs: Sequence[float], count: int) -> list[int]:
 
 
 def _some(which: Sequence[int], batch: Batch) -> Batch:
-    """Returns some rows of a batch; its first, not counted, for those beyond its end."""
+    """Returns some rows of a batch; beyond its end the first, which counts nowhere."""
     rows, count = np.asarray(which), len(batch.real_B)
     if count == len(rows) and (rows == np.arange(count)).all():
         return batch
