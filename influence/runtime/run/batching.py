@@ -128,8 +128,8 @@ def halving(work: Callable[[int], T], size: int, say: Callable[[int], object]) -
 
 def _no_room(size: int) -> MemoryError:
     return MemoryError(
-        f"There is no room for a batch of {size} sequences on {jax.local_devices()[0]}. "
-        "Take fewer layers, a shorter context, or bfloat16."
+        f"{jax.local_devices()[0]} has no room for a batch of {size} sequences. Take "
+        "fewer layers, a shorter context, or bfloat16."
     )
 
 
