@@ -19,7 +19,10 @@ LINE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\((.*)")
 SHAPE = re.compile(r"[a-z]+[0-9]*\[[\d,]*\]")
 LISTED = re.compile(r"replica_groups=\{(\{.*?\})\}")
 COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-NAMED = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
+NAMED = re.compile(
+    r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? "
+    r"\{(.*?)\}"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -73,8 +76,11 @@ def groups(text: str, count: int) -> list[list[int]]:
         return (ids.transpose(order) if order else ids).reshape(shape).tolist()
     if match := NAMED.search(text):
         sizes = dict(x.replace("'", "").split("=") for x in match[1].split(","))
-        names, own = list(sizes), match[2].replace("'", "").split(",")
-        ids = np.arange(count).reshape([int(x) for x in sizes.values()])
+        names, own = list(sizes), match[4].replace("'", "").split(",")
+        ids = np.arange(count)
+        if match[2]:
+            ids = ids.reshape(_numbers(match[2])).transpose(_numbers(match[3]))
+        ids = ids.reshape([int(x) for x in sizes.values()])
         last = [names.index(x.strip()) for x in own]
         each = int(np.prod([ids.shape[i] for i in last]))
         rest = [i for i in range(ids.ndim) if i not in last]
