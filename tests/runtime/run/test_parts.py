@@ -1,9 +1,19 @@
 """Scores in parts are the scores, whoever wrote which and wherever they ended."""
 
+import json
+from contextlib import nullcontext
+from functools import partial
+
 import numpy as np
 import pytest
 
+from influence.runtime.corpus.pack import pack
+from influence.runtime.corpus.packed import Packed
+from influence.runtime.corpus.plan import Plan, apart
+from influence.runtime.corpus.source import open_source
+from influence.runtime.mesh import one_device
 from influence.runtime.run.parts import (
+    Walk,
     dealt_out,
     forgotten,
     left,
@@ -39,44 +49,32 @@ def part(folder, monkeypatch, start, stop, whole, layers=("x", "y", "z")):
     return own
 
 
-class Alone:
-    """One process's walk over what is left, a batch a range."""
-
-    def __init__(self, lots):
-        self.lots, self.layout = lots, self
-
-    @property
-    def share(self):
-        return self
-
-    number, count, first = 0, 1, True
-
-    def __len__(self):
-        return sum(map(len, self.lots))
-
-    def __iter__(self):
-        for number, places in enumerate(self.lots[0]):
-            yield Places(list(places), np.ones(len(places), bool)), number
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A corpus whose sequences say which they are."""
+    folder = tmp_path_factory.mktemp("packed")
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps({"ids": [i, i]}) + "\n" for i in range(TRAIN)))
+    plan = Plan(context=2, separator=None, cuts=apart)
+    return pack(open_source(path, column="ids"), None, folder / "packed", plan)
 
 
-class Places:
-    """Stands where a batch does: the sequences' places, all real."""
+def joined(own, packed, depth=3) -> list[int]:
+    """Scores what is left in one process; returns which sequences those were."""
+    scored = []
 
-    def __init__(self, places, real_B):
-        self.places, self.real_B = places, real_B
+    def score(batch):
+        places = np.asarray(batch.inputs["tokens"])[:, 0]
+        scored.extend(places[batch.real_B].tolist())
+        return rows(depth)[places]
 
-
-class Shown:
-    """Shows nothing."""
-
-    def __init__(self, what):
-        self.steps = 0
-
-    def __enter__(self):
-        return lambda n: None
-
-    def __exit__(self, *error):
-        return False
+    score_parts(
+        own,
+        partial(Walk, one_device(), Packed.batches, packed, BATCH),
+        score,
+        lambda what: nullcontext(lambda steps: None),
+    )
+    return scored
 
 
 CUTS = [
@@ -91,7 +89,7 @@ CUTS = [
 @pytest.mark.parametrize("begun", [0, 3])
 @pytest.mark.parametrize("layers", [("x", "y", "z"), ()])
 def test_what_is_whole_is_kept_and_the_rest_is_scored(
-    tmp_path, monkeypatch, cuts, begun, layers
+    tmp_path, monkeypatch, packed, cuts, begun, layers
 ):
     own, depth = stream(tmp_path, monkeypatch, layers), max(1, len(layers))
     own.open()
@@ -103,14 +101,7 @@ def test_what_is_whole_is_kept_and_the_rest_is_scored(
     again = stream(tmp_path, monkeypatch, layers)
     done = {i for a, _, n in cuts for i in range(a, a + n)} | {*range(begun)}
     assert {i for x in left(again) for i in x} == {*range(TRAIN)} - done
-    scored = []
-
-    def score(batch):
-        scored.extend(batch.places)
-        return rows(depth)[batch.places]
-
-    score_parts(again, Alone, score, Shown)
-    assert sorted(scored) == sorted({*range(TRAIN)} - done)
+    assert sorted(joined(again, packed, depth)) == sorted({*range(TRAIN)} - done)
     with read_scores(own.path) as found:
         total = rows(depth).sum(-1, dtype=np.float64).astype("float32").T
         np.testing.assert_array_equal(found["score"], total)
@@ -122,16 +113,16 @@ def test_what_is_whole_is_kept_and_the_rest_is_scored(
     assert sorted(x.name for x in tmp_path.iterdir()) == ["s.zarr"]
 
 
-def test_parts_of_other_scores_are_removed(tmp_path, monkeypatch):
+def test_parts_of_other_scores_are_removed(tmp_path, monkeypatch, packed):
     part(tmp_path, monkeypatch, 0, 12, 8)
     other = stream(tmp_path, monkeypatch)
     other.key = "another"
     assert parts_of(other) == []
-    score_parts(other, Alone, lambda batch: rows()[batch.places], Shown)
+    assert sorted(joined(other, packed)) == [*range(TRAIN)]
     assert [x.start for x in parts_of(other)] == [0]
 
 
-def test_a_flipped_byte_of_a_part_is_named(tmp_path, monkeypatch):
+def test_a_flipped_byte_of_a_part_is_named(tmp_path, monkeypatch, packed):
     part(tmp_path, monkeypatch, 0, 12, 8)
     (file, *_) = sorted(
         x for x in tmp_path.glob("s.part-*/layer_score/c/**/*") if x.is_file()
@@ -139,12 +130,7 @@ def test_a_flipped_byte_of_a_part_is_named(tmp_path, monkeypatch):
     whole = file.read_bytes()
     file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
     with pytest.raises(ValueError, match="part-0-12.zarr/layer_score"):
-        score_parts(
-            stream(tmp_path, monkeypatch),
-            Alone,
-            lambda batch: rows()[batch.places],
-            Shown,
-        )
+        joined(stream(tmp_path, monkeypatch), packed)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
