@@ -311,6 +311,17 @@ def layout(
     return Layout(jax.make_mesh((rows, model), (DATA, MODEL), axes, devices=found))
 
 
+def laid_out(shape: tuple[int, int] | None) -> Layout | None:
+    """Returns the devices of a mesh, all in rows if left out; None if there is but one.
+
+    Raises:
+      ValueError: if the mesh does not have as many devices as there are.
+    """
+    if shape is None and len(jax.devices()) == 1:
+        return None
+    return layout() if shape is None else layout(*shape)
+
+
 def one_device() -> Layout:
     """Returns this process's first device as a mesh."""
     return layout(1, 1, jax.local_devices()[:1])

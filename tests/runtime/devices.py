@@ -76,8 +76,8 @@ def most(tree):
 
 def dealt(here):
     """Returns on how many devices the items of a pass were worked on, and its value."""
-    import jax
     import jax.numpy as jnp
+    from jax.core import Tracer
     from rich.console import Console
 
     from influence.fold import Items, each
@@ -86,7 +86,7 @@ def dealt(here):
     where = []
 
     def work(x):
-        if not isinstance(x, jax.core.Tracer):
+        if not isinstance(x, Tracer):
             where.append(next(iter(x.devices())).id)
         return x * 2
 

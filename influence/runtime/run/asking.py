@@ -15,6 +15,7 @@ from influence.attribution.query import query as solve
 from influence.curvature.operator import Curvature
 from influence.runtime import formats
 from influence.runtime.data import divides, split
+from influence.runtime.mesh import laid_out
 from influence.runtime.models import Model
 from influence.runtime.processes import check_alone
 from influence.runtime.run import featuring, solving
@@ -27,7 +28,6 @@ from influence.runtime.run.job import (
     Job,
     Models,
     clock,
-    laid_out,
     opened_job,
 )
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened

@@ -22,6 +22,7 @@ from influence.model.trace import select, trace
 from influence.runtime import formats
 from influence.runtime.corpus.packed import Packed, PackedBatches
 from influence.runtime.driver import Driver
+from influence.runtime.mesh import laid_out
 from influence.runtime.models import Model, parameters
 from influence.runtime.placing import first
 from influence.runtime.processes import led
@@ -41,7 +42,6 @@ from influence.runtime.run.job import (
     Job,
     Models,
     clock,
-    laid_out,
     sample,
 )
 from influence.runtime.run.ledger import Ledger, Stage, begin, locked

@@ -30,7 +30,7 @@ from influence.runtime.corpus.plan import Plan, apart, joined
 from influence.runtime.corpus.source import Source, check_source, open_source
 from influence.runtime.corpus.tokenizer import ModelTokenizer
 from influence.runtime.driver import Driver, Saving
-from influence.runtime.mesh import Layout, gathered, layout
+from influence.runtime.mesh import Layout, gathered
 from influence.runtime.models import (
     LONGEST,
     Model,
@@ -42,7 +42,7 @@ from influence.runtime.models import (
 from influence.runtime.processes import check_alone, led
 from influence.runtime.run.batching import Measured, fastest, sizes
 from influence.runtime.run.ledger import Ledger, Stage
-from influence.runtime.run.options import Data, Fit, Meshed, from_json
+from influence.runtime.run.options import Data, Fit, from_json
 from influence.runtime.saves import Saves
 from influence.runtime.store import Writer
 
@@ -380,17 +380,6 @@ class Job:
         if changes := self.ledger.changes(stage):
             self.say(f"{stage.name}: again, because of {'; '.join(changes)}")
         self.ledger.begin(stage)
-
-
-def laid_out(mesh: Meshed) -> Layout | None:
-    """Returns the devices of a mesh, all if left out; None if there is but one.
-
-    Raises:
-      ValueError: if the mesh does not have as many devices as there are.
-    """
-    if mesh is None and len(jax.devices()) == 1:
-        return None
-    return layout() if mesh is None else layout(*mesh)
 
 
 def opened_job(

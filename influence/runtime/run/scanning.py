@@ -20,7 +20,7 @@ from influence.attribution.tokens import token_scores
 from influence.runtime import formats
 from influence.runtime.corpus.packed import Packed, PackedBatches
 from influence.runtime.driver import rest
-from influence.runtime.mesh import one_device
+from influence.runtime.mesh import laid_out, one_device
 from influence.runtime.models import Model
 from influence.runtime.processes import check_alone, led, several
 from influence.runtime.run.asking import asked, queries_file, question_tokens
@@ -33,7 +33,6 @@ from influence.runtime.run.job import (
     Job,
     Models,
     clock,
-    laid_out,
     opened_job,
 )
 from influence.runtime.run.kept import named, scores_at, shares_at
