@@ -299,6 +299,11 @@ def layout(
 
     Raises:
       ValueError: if there are not as many devices, or some would be left over.
+
+    Example:
+      >>> from influence.runtime.mesh import layout
+      >>> layout().lanes == len(jax.devices())
+      True
     """
     found = list(jax.devices() if devices is None else devices)
     rows = max(1, len(found) // max(model, 1)) if data is None else data
