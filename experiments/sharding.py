@@ -112,7 +112,11 @@ def error(found: np.ndarray, base: np.ndarray) -> float:
 
 
 def in_one_process(dtype: str, folder: Path) -> list[dict[str, Any]]:
-    """Returns a row for each mesh of simulated devices."""
+    """Returns a row for each mesh of simulated devices.
+
+    Raises:
+      RuntimeError: if a stage has left no program to read.
+    """
     dump, out = folder / f"dump-{dtype}", folder / f"one-{dtype}"
     out.mkdir()
     meshes = " ".join(f"{x}x{y}" for x, y in LAYOUTS)
@@ -122,6 +126,8 @@ def in_one_process(dtype: str, folder: Path) -> list[dict[str, Any]]:
     for data, model in LAYOUTS:
         name = f"{data}x{model}"
         about = json.loads((out / f"{name}.json").read_text())
+        if missing := [k for k, x in about["programs"].items() if not x]:
+            raise RuntimeError(f"{name}: no program of {', '.join(missing)} was seen.")
         sent = {
             stage: [
                 x

@@ -16,6 +16,9 @@ from orbax.checkpoint import multihost
 PATIENCE = 7 * 24 * 3600
 """Seconds that a process waits for others: as long as process 0 may pack a corpus."""
 
+LEAVE = 60
+"""Seconds that a process which ends, with an error say, waits for others to end."""
+
 ASKED = "INFLUENCE_PROCESSES"
 """The variable that says `auto` where nothing else tells that there are others."""
 
@@ -50,7 +53,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         return
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     if address is None:
-        jax.distributed.initialize()
+        jax.distributed.initialize(shutdown_timeout_seconds=LEAVE)
         return
     said = [environment.get(x) for x in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
     if not all(x and x.isdecimal() for x in said):
@@ -59,7 +62,7 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
             f"and JAX_PROCESS_ID is {said[1]}. Set all three, or none."
         )
     count, number = (int(x or 0) for x in said)
-    jax.distributed.initialize(address, count, number)
+    jax.distributed.initialize(address, count, number, shutdown_timeout_seconds=LEAVE)
 
 
 def several() -> bool:
