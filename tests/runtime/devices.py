@@ -17,6 +17,8 @@ FLAGS = (
     "--xla_cpu_parallel_codegen_split_count=1"
 )
 
+LAYERS = ("blocks.q.*", "blocks.up.*", "head")
+
 SIZE = 5
 """Sequences a batch: no number of lanes divides it."""
 
@@ -56,7 +58,9 @@ def scored(case, measurements, here):
 
     driver, params = Driver(Console(quiet=True), here), cut(case.params)
     batches = case.examples.batches(SIZE)
-    fitted = cut(influence.fit(case.task, params, batches, run=driver.run))
+    fitted = cut(
+        influence.fit(case.task, params, batches, layers=LAYERS, run=driver.run)
+    )
     query = cut(influence.query(fitted, params, measurements))
     scores = influence.scan(case.task, params, query, batches, run=driver.run)
     held = {"parameters": params, "curvature": fitted.blocks, "queries": query.forms}
