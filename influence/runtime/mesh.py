@@ -83,12 +83,12 @@ class Layout:
     Example:
       >>> from influence.runtime.driver import Driver
       >>> from influence.runtime.mesh import layout
-      >>> one = layout(data=1, model=1)  # on a machine with eight, data=4, model=2
-      >>> here, driver = one.shard(params), Driver(Console(quiet=True), layout=one)
+      >>> all_ = layout()  # or, of eight devices, layout(data=4, model=2)
+      >>> here, driver = all_.shard(params), Driver(quiet, layout=all_)
       >>> fitted = influence.fit(
       ...     task, here, batches, layers="block.*", run=driver.run
       ... )
-      >>> asked = one.shard(influence.query(fitted, here, measurements))
+      >>> asked = all_.shard(influence.query(fitted, here, measurements))
       >>> again = influence.scan(task, here, asked, batches, run=driver.run)
       >>> np.testing.assert_allclose(again.total, scores.total, rtol=1e-3, atol=1e-3)
     """
@@ -162,9 +162,9 @@ class Layout:
 
         Example:
           >>> from influence.runtime.mesh import layout
-          >>> where = layout(data=1, model=1).shard(params)["head"].sharding
-          >>> dict(where.mesh.shape)
-          {'data': 1, 'model': 1}
+          >>> where = layout().shard(params)["head"].sharding
+          >>> where.mesh.axis_names
+          ('data', 'model')
         """
         done: dict[int, Array] = {}
 
