@@ -4,12 +4,49 @@ Covariances, eigenvalues and scores are all one shape of computation: begin with
 empty state, take in one batch after the other, make something of the state. Written
 so, a pass knows nothing of progress bars, checkpoints or devices; whoever runs it adds
 those once for all passes (`run` here is the plainest such loop).
+
+A pass may say what of it can be done apart, and whoever has several devices does so:
+`Sums` in lanes beside one another, `Rows` example by example, `Items` one by one.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+
+class Sums(NamedTuple):
+    """The state is a sum over examples, array by array, that begins at zero."""
+
+
+class Rows(NamedTuple):
+    """Every example is read by itself: the state is a list, an array for each batch.
+
+    Attributes:
+      axis: of these arrays, the one of the examples.
+    """
+
+    axis: int
+
+
+class Items(NamedTuple):
+    """What is walked over are no batches but items, each worked on by itself.
+
+    `update(state, item)` is `put(state, item, work(take(item)))`.
+
+    Attributes:
+      take: `item -> arrays`.
+      work: `arrays -> arrays`; pure.
+      put: `(state, item, arrays) -> state`.
+      cost: `item -> number`: how long the work takes, compared with other items'.
+    """
+
+    take: Callable[[Any], Any]
+    work: Callable[[Any], Any]
+    put: Callable[[Any, Any, Any], Any]
+    cost: Callable[[Any], float]
 
 
 class Fold(NamedTuple):
@@ -21,6 +58,8 @@ class Fold(NamedTuple):
       update: `(state, batch) -> state`. May consume the state it is given: hold on to
         the one it returns.
       finish: `state -> value`.
+      apart: what of the pass can be done apart; None if batches have to follow one
+        another.
 
     Example:
       >>> longest = fold.Fold(
@@ -37,6 +76,7 @@ class Fold(NamedTuple):
     init: Callable[[], Any]
     update: Callable[[Any, Any], Any]
     finish: Callable[[Any], Any]
+    apart: Sums | Rows | Items | None = None
 
 
 class Run(Protocol):
@@ -63,7 +103,71 @@ def collected(name: str, read: Callable[[Any], Any], axis: int = 0) -> Fold:
     def finish(state: list[Any]) -> np.ndarray:
         return np.concatenate([np.asarray(x) for x in state], axis=axis)
 
-    return Fold(name, init=list, update=update, finish=finish)
+    return Fold(name, init=list, update=update, finish=finish, apart=Rows(axis))
+
+
+def each(
+    name: str,
+    init: Callable[[], Any],
+    items: Items,
+) -> Fold:
+    """Returns the pass that works on every item by itself; its value is its state."""
+
+    def update(state: Any, item: Any) -> Any:
+        return items.put(state, item, items.work(items.take(item)))
+
+    return Fold(name, init=init, update=update, finish=lambda x: x, apart=items)
+
+
+def lanes(fold: Fold, count: int, axis: str | None = None) -> Fold:
+    """Returns a pass that sums in lanes, each over examples of its own, joined at last.
+
+    The state has a leading axis of lanes, and so has every array of a batch: examples
+    in the order of the lanes, `[lanes, B / lanes, …]`. Nothing goes from lane to lane
+    before the end, so lanes on several devices need not wait for each other. Of labels
+    that hang on an example's own key none changes.
+
+    Args:
+      fold: a pass over `Sums`.
+      count: how many lanes.
+      axis: what a mesh that lanes are spread over calls that axis, for models that say
+        how their own values are sharded.
+
+    Raises:
+      ValueError: if the state of the pass is no sum.
+
+    Example:
+      >>> from influence.curvature import covariance
+      >>> sampled = influence.Sampled()
+      >>> one_pass = covariance.fold(task, params, curvature.layers, sampled)
+      >>> cut = [
+      ...     jax.tree.map(lambda x: x.reshape(5, 2, *x.shape[1:]), batch)
+      ...     for batch in examples.batches(10)
+      ... ]
+      >>> fold.run(fold.lanes(one_pass, 5), cut).sequences
+      10
+    """
+    if not isinstance(fold.apart, Sums):
+        raise ValueError(
+            f"The pass {fold.name!r} is no sum over examples, so it can't be walked in "
+            "lanes. Carry it out with one."
+        )
+
+    def init() -> Any:
+        return jax.tree.map(
+            lambda x: jnp.zeros((count, *x.shape), x.dtype), jax.eval_shape(fold.init)
+        )
+
+    return fold._replace(
+        init=init,
+        update=jax.vmap(fold.update, spmd_axis_name=axis),
+        finish=lambda state: fold.finish(joined(state)),
+    )
+
+
+def joined(state: Any) -> Any:
+    """Returns the sum over all lanes of a state, an array without their axis each."""
+    return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), state)
 
 
 def run(fold: Fold, batches: Iterable[Any]) -> Any:

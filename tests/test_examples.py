@@ -27,6 +27,7 @@ SHOWN = [module for module, text in FILES.items() if ">>> " in text]
 PUBLIC = [
     *re.findall(r" as (\w+)\n", FILES["influence.__init__"]),
     "fold.Fold",
+    "fold.lanes",
     "fold.run",
     "linalg.damping.FactoredTikhonov",
     "linalg.damping.Remaining",
@@ -134,6 +135,9 @@ PUBLIC = [
     "runtime.evaluating.comparing.compare",
     "runtime.evaluating.experiment.read_experiment",
     "runtime.evaluating.judging.judge",
+    "runtime.mesh.Layout",
+    "runtime.mesh.Layout.shard",
+    "runtime.mesh.layout",
     "runtime.recipes.read_recipe",
     "runtime.evaluating.removing.remove",
     "runtime.evaluating.responding.respond",

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from influence.fold import Fold
+from influence.fold import Fold, Sums
 from influence.linalg.basis import split
 from influence.linalg.contract import contract, gram, wide
 from influence.model.reading import Reading
@@ -211,6 +211,7 @@ def fold(
         init=partial(_init, params, layers, factors),
         update=partial(_update, task, layers, factors, labels, params),
         finish=partial(_finish, layers),
+        apart=Sums(),
     )
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from influence.fold import Fold
+from influence.fold import Fold, Sums
 from influence.linalg.basis import Basis
 from influence.linalg.contract import contract, wide
 from influence.model.reading import Reading, by_layer
@@ -60,6 +60,7 @@ def fold(
         init=partial(_init, params, layers),
         update=partial(_update, task, layers, labels, params, bases),
         finish=_finish,
+        apart=Sums(),
     )
 
 

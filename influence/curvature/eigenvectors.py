@@ -1,9 +1,11 @@
 """The eigenvectors of a layer's covariances: the basis its curvature is kept in.
 
 A pass over the sides of layers rather than over data. For wide layers it takes longer
-than many batches do, and whoever carries out passes may stop between two sides.
+than many batches do, and whoever carries out passes may stop between two sides, or deal
+sides out to several devices.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 
 from influence.curvature.covariance import Covariances, Factors, Moments
 from influence.curvature.eigenvalues import Bases
-from influence.fold import Fold
+from influence.fold import Fold, Items, each
 from influence.linalg.basis import Basis, eigen
 from influence.types import Layer
 
@@ -41,11 +43,15 @@ def sides(layers: Sequence[Layer]) -> list[Side]:
 
 def fold(layers: Sequence[Layer], factors: Factors, moments: Covariances) -> Fold:
     """Returns the pass over `sides` that finds their `Bases`."""
-    return Fold(
+    return each(
         "eigenvectors",
-        init=partial(_init, sides(layers), factors, moments),
-        update=partial(_update, factors, moments),
-        finish=lambda bases: bases,
+        partial(_init, sides(layers), factors, moments),
+        Items(
+            take=partial(_taken, factors, moments),
+            work=_eigenvectors,
+            put=_put,
+            cost=partial(_cost, factors),
+        ),
     )
 
 
@@ -60,12 +66,25 @@ def _init(all_sides: Sequence[Side], factors: Factors, moments: Covariances) -> 
     return Bases(inputs, outputs)
 
 
-def _update(factors: Factors, moments: Covariances, bases: Bases, side: Side) -> Bases:
-    found = _moments(side, moments) if _cut(side, factors) else ()
-    own = {_name(side): Basis(tuple(eigen(x)[1] for x in found))}
+def _taken(factors: Factors, moments: Covariances, side: Side) -> Moments:
+    """Returns the blocks whose eigenvectors are found; none of a standard basis."""
+    return _moments(side, moments) if _cut(side, factors) else ()
+
+
+def _eigenvectors(found: Moments) -> Moments:
+    return tuple(eigen(x)[1] for x in found)
+
+
+def _put(bases: Bases, side: Side, found: Moments) -> Bases:
+    own = {_name(side): Basis(found)}
     if side.inputs:
         return bases._replace(inputs=bases.inputs | own)
     return bases._replace(outputs=bases.outputs | own)
+
+
+def _cost(factors: Factors, side: Side) -> float:
+    """Returns about how many multiplications a side takes, up to a factor."""
+    return math.prod(side.layer.stack) * sum(n**3 for n in _cut(side, factors))
 
 
 def _name(side: Side) -> str:

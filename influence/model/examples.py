@@ -91,9 +91,20 @@ class InMemory:
 
     def __iter__(self) -> Iterator[Batch]:
         """Walks the batches; rows that fill up the last repeat its first example."""
-        for start in range(0, len(self.examples), self.size):
-            places = np.arange(start, start + self.size)
-            real = places < len(self.examples)
+        return self.rows(range(self.size))
+
+    def rows(self, which: Sequence[int], done: int = 0) -> Iterator[Batch]:
+        """Walks the batches, taking of each only some rows.
+
+        Args:
+          which: the places of the rows within a batch; those beyond its end are filled
+            up as those of the last batch are.
+          done: how many batches are left out.
+        """
+        rows = np.asarray(which)
+        for start in range(done * self.size, len(self.examples), self.size):
+            places = start + rows
+            real = (rows < self.size) & (places < len(self.examples))
             places = np.where(real, places, start)
             inputs = jax.tree.map(lambda x: x[places], self.examples.inputs)  # noqa: B023
             yield Batch(inputs, keys([self.ids[int(i)] for i in places]), real)

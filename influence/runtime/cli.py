@@ -13,6 +13,7 @@ from influence.runtime.demo import FAST, LARGE, SMALL
 from influence.runtime.demo import demo as run_demo
 from influence.runtime.evaluating import comparing, judging, removing, responding
 from influence.runtime.evaluating.options import Lds, Methods, Pbrf, Removal
+from influence.runtime.processes import check_alone, join, leads
 from influence.runtime.run import asking, fitting, scanning, showing
 from influence.runtime.run.options import Fit, Query, Report, Scan, Show, Status
 from influence.runtime.sae import browsing, linking, steering, training
@@ -47,43 +48,43 @@ def demo(
     if fast and size == "large":
         raise ValueError("--fast and --size large exclude each other. Choose one.")
     chosen = FAST if fast else {"small": SMALL, "large": LARGE}[size]
-    run_demo(out, seed, chosen, Console())
+    run_demo(out, seed, chosen, _alone("demo"))
 
 
 @app.command
 def fit(options: Annotated[Fit, tyro.conf.arg(name=""), Flat]) -> None:
     """Fits the curvature of a model's loss on a corpus."""
-    fitting.fit(options, Console())
+    fitting.fit(options, _console())
 
 
 @app.command
 def query(options: Annotated[Query, tyro.conf.arg(name=""), Flat]) -> None:
     """Solves for what is asked: why does the model say this?"""
-    asking.query(options, Console())
+    asking.query(options, _console())
 
 
 @app.command
 def scan(options: Annotated[Scan, tyro.conf.arg(name=""), Flat]) -> None:
     """Scores every training sequence for everything that was asked."""
-    scanning.scan(options, Console())
+    scanning.scan(options, _console())
 
 
 @app.command
 def show(options: Annotated[Show, tyro.conf.arg(name=""), Flat]) -> None:
     """Prints the sequences that matter most, with their text."""
-    showing.show(options, Console())
+    showing.show(options, _alone("show"))
 
 
 @app.command
 def report(options: Annotated[Report, tyro.conf.arg(name=""), Flat]) -> None:
     """Writes a page about what was found."""
-    showing.report(options, Console())
+    showing.report(options, _alone("report"))
 
 
 @app.command
 def status(options: Annotated[Status, tyro.conf.arg(name=""), Flat]) -> None:
     """Says what a run has finished, what is stale and why, and what is damaged."""
-    if not showing.status(options, Console()):
+    if not showing.status(options, _alone("status")):
         sys.exit(1)
 
 
@@ -100,13 +101,13 @@ Judgement = (
 def evaluate(options: Annotated[Judgement, tyro.conf.arg(name=""), Flat]) -> None:
     """Judges scores, mostly by training again: are they true?"""
     if isinstance(options, Lds):
-        judging.judge(options, Console())
+        judging.judge(options, _alone("evaluate"))
     elif isinstance(options, Pbrf):
-        responding.respond(options, Console())
+        responding.respond(options, _alone("evaluate"))
     elif isinstance(options, Removal):
-        removing.remove(options, Console())
+        removing.remove(options, _alone("evaluate"))
     else:
-        comparing.compare(options, Console())
+        comparing.compare(options, _alone("evaluate"))
 
 
 Dictionaries = (
@@ -122,19 +123,19 @@ Dictionaries = (
 def sae(options: Annotated[Dictionaries, tyro.conf.arg(name=""), Flat]) -> None:
     """Dictionaries of features: trained, judged, looked at, steered by."""
     if isinstance(options, Train):
-        training.train(options, Console())
+        training.train(options, _alone("sae"))
     elif isinstance(options, Eval):
-        judgement.judge(options, Console())
+        judgement.judge(options, _alone("sae"))
     elif isinstance(options, Features):
-        browsing.browse(options, Console())
+        browsing.browse(options, _alone("sae"))
     else:
-        steering.steer(options, Console())
+        steering.steer(options, _alone("sae"))
 
 
 @app.command
 def features(options: Annotated[Link, tyro.conf.arg(name=""), Flat]) -> None:
     """Says what a run's most influential sequences have in common."""
-    linking.link(options, Console())
+    linking.link(options, _alone("features"))
 
 
 @app.command
@@ -145,10 +146,26 @@ def version() -> None:
     Console().print(version("influence"))
 
 
+def _alone(command: str) -> Console:
+    """Returns where a command says something that one process carries out.
+
+    Raises:
+      ValueError: if there are others.
+    """
+    check_alone(f"`influence {command}`")
+    return Console()
+
+
+def _console() -> Console:
+    """Returns what one of several processes says, the first."""
+    return Console(quiet=not leads())
+
+
 def main() -> None:
     """Runs the command line."""
     keep_memory()
     try:
+        join()
         app.cli(prog="influence")
     except (ValueError, OSError, MemoryError, ImportError) as error:
         console = Console(stderr=True, soft_wrap=True, highlight=False)

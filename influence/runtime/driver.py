@@ -23,11 +23,18 @@ from rich.progress import (
 from rich.text import Text
 
 from influence.fold import Fold
+from influence.runtime.mesh import Layout
+from influence.runtime.placing import Placed, placed
+from influence.runtime.processes import several
 from influence.runtime.saves import Saved, Saves
 from influence.types import Batch
 
 SYNC = 0.2
 """Seconds between waits for the device: often enough to show, too rare to slow it."""
+
+
+TOGETHER = 4
+"""After how many batches several processes look whether to save."""
 
 
 class _Rate(ProgressColumn):
@@ -49,6 +56,7 @@ class Driver:
 
     Attributes:
       console: where to show progress.
+      layout: the devices passes are carried out on; where arrays are if left out.
       seconds: how long each stage has taken so far, by name.
 
     Example:
@@ -62,6 +70,7 @@ class Driver:
     """
 
     console: Console = field(default_factory=Console)
+    layout: Layout | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, fold: Fold, batches: Any, saves: Saves | None = None) -> Any:
@@ -74,16 +83,18 @@ class Driver:
             that carried it out ended before.
         """
         with self.stage(fold.name), self._bar(fold.name, batches) as advance:
-            begun = Saved(fold.init(), 0)
-            saved = (saves and saves.latest(begun.state)) or begun
-            advance(saved.done)
-            state = self._walk(fold, batches, saved, saves, advance)
-            return jax.block_until_ready(fold.finish(state))
+            here = placed(fold, batches, self.layout)
+            begun = Saved(here.init(), 0)
+            saved = saves and saves.latest(here.kept(begun.state))
+            if saved:
+                begun = Saved(here.again(saved.state), saved.done)
+            advance(begun.done)
+            state = self._walk(here, begun, saves, advance)
+            return jax.block_until_ready(here.finish(state))
 
     def _walk(
         self,
-        fold: Fold,
-        batches: Any,
+        here: Placed,
         begun: Saved,
         saves: Saves | None,
         advance: Callable[[int], None],
@@ -93,19 +104,19 @@ class Driver:
         # was waited for is shown as done.
         state, done, shown, waited = begun.state, begun.done, begun.done, 0.0
         kept = begun.done
-        for batch in rest(batches, done):
-            state, done = fold.update(state, batch), done + 1
-            if time.monotonic() - waited > SYNC:
+        for what, size in here.walk(done):
+            state, done = here.update(state, what), done + size
+            if _looked_at(done, saves, waited):
                 jax.block_until_ready(state)
                 advance(done - shown)
                 shown, waited = done, time.monotonic()
                 if saves and saves.due():
-                    saves.write(state, done)
+                    saves.write(here.kept(state), done)
                     kept = done
         jax.block_until_ready(state)
         advance(done - shown)
         if saves and done > kept:
-            saves.write(state, done)
+            saves.write(here.kept(state), done)
         return state
 
     @contextmanager
@@ -174,6 +185,17 @@ class Saving:
     def __call__(self, fold: Fold, batches: Any) -> Any:
         """Carries out a fold, from where it was last saved."""
         return self.driver.run(fold, batches, self.saves(fold.name))
+
+
+def _looked_at(done: int, saves: Saves | None, waited: float) -> bool:
+    """Returns whether the device is waited for now.
+
+    If a pass is saved by several processes all of them have to wait for it at once, and
+    so by the number of batches, not by their clocks.
+    """
+    if saves and several():
+        return done % TOGETHER == 0
+    return time.monotonic() - waited > SYNC
 
 
 def rest(batches: Any, done: int) -> Iterator[Any]:

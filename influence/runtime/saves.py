@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from influence.runtime.processes import agreed, led
 from influence.runtime.store import atomic, checksum, signed, unsigned
 
 COST = 0.02
@@ -62,7 +63,7 @@ class Saves:
         Raises:
           ValueError: if what was saved is damaged, naming it.
         """
-        self._clear()
+        led("clearing saves", self._clear)
         for about in reversed(self._whole()):
             said = unsigned(about.read_bytes(), about)
             if said["key"] == self.key:
@@ -70,33 +71,43 @@ class Saves:
         return None
 
     def due(self) -> bool:
-        """Returns whether enough was done since the last save to be worth another."""
+        """Returns whether enough was done since the last save to be worth another.
+
+        All processes have to ask for it.
+        """
         worked = time.monotonic() - self._since
-        return worked >= max(self.every, self._took / COST)
+        return agreed(worked >= max(self.every, self._took / COST))
 
     def write(self, state: Any, done: int) -> None:
-        """Saves the state after some batches, and forgets what was saved before."""
+        """Saves the state after some batches, and forgets what was saved before.
+
+        Every process writes what it has of the state.
+        """
         begun, before = time.monotonic(), self._whole()
         leaves = jax.tree.leaves(state)
         kept = {str(i): x for i, x in enumerate(leaves) if np.size(x)}
         shapes = [[list(np.shape(x)), _kind(x)] for x in leaves]
         path = self.folder / str(done)
-        self._forget(self._about(done))
+        led("forgetting a save", lambda: self._forget(self._about(done)))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path.absolute(), kept)
+        led("noting a save", lambda: self._note(done, shapes, before))
+        self._since = time.monotonic()
+        self._took = self._since - begun
+
+    def _note(self, done: int, shapes: list[Any], before: list[Path]) -> None:
+        """Says that a state is whole, and removes those before it."""
         about = {
             "key": self.key,
             "done": done,
             "leaves": shapes,
-            "sha256": checksum(path),
+            "sha256": checksum(self.folder / str(done)),
         }
         with atomic(self._about(done)) as temporary:
             temporary.write_text(json.dumps(signed(about)), encoding="utf-8")
         for old in before:
             if old != self._about(done):
                 self._forget(old)
-        self._since = time.monotonic()
-        self._took = self._since - begun
 
     def check(self) -> None:
         """Raises unless all that is saved of the pass is what was saved.

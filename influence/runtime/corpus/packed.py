@@ -261,9 +261,20 @@ class PackedBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Walks the batches; rows that fill up the last repeat its first sequence."""
-        for start in range(0, len(self.packed), self.size):
-            places = np.arange(start, start + self.size)
-            real_B = places < len(self.packed)
+        return self.rows(range(self.size))
+
+    def rows(self, which: Sequence[int], done: int = 0) -> Iterator[Batch]:
+        """Walks the batches, reading of each only some rows.
+
+        Args:
+          which: the places of the rows within a batch; those beyond its end are filled
+            up as those of the last batch are.
+          done: how many batches are left out.
+        """
+        rows = np.asarray(which)
+        for start in range(done * self.size, len(self.packed), self.size):
+            places = start + rows
+            real_B = (rows < self.size) & (places < len(self.packed))
             places = np.where(real_B, places, start).tolist()
             names = [self.ids[place] for place in places]
             yield Batch(self._inputs(places), keys(names), real_B)

@@ -15,7 +15,9 @@ from influence.attribution.query import query as solve
 from influence.curvature.operator import Curvature
 from influence.runtime import formats
 from influence.runtime.data import divides, split
+from influence.runtime.mesh import laid_out
 from influence.runtime.models import Model
+from influence.runtime.processes import check_alone
 from influence.runtime.run import featuring, solving
 from influence.runtime.run.featuring import Feature
 from influence.runtime.run.fitting import curvature_of, fitted
@@ -80,12 +82,13 @@ def query(
     check_numbers(options)
     with locked(options.run):
         ledger = opened(options.run)
-        job = opened_job(ledger, console, given)
+        job = opened_job(ledger, console, given, laid_out(options.mesh))
         solving.check_solver(options, job)
         asked = questions(options)
         own = job.model(MODEL)
         corpus = job.corpus(own)
         if options.feature:
+            check_alone("Asking about features")
             asked = _featured(options, job, own, corpus, asked)
         for role in job.roles:
             model = own if role == MODEL else job.model(role)
@@ -289,7 +292,7 @@ class _Asking:
             )
         # Begun only now: what was solved before is lost to nothing that fails.
         self.job.begin(stage)
-        self.job.ledger.run.write(file, formats.write_query(found))
+        self.job.write(file, found, formats.write_query)
         self.job.ledger.finish(stage)
 
     def stage(self, asked: list[Question]) -> Stage:

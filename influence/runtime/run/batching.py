@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 
+from influence.runtime.processes import several
 from influence.types import Layer
 
 T = TypeVar("T")
@@ -107,10 +108,12 @@ def halving(work: Callable[[int], T], size: int, say: Callable[[int], object]) -
       size: to begin with.
       say: is told every size that is gone down to.
 
+    Of several processes none can go down alone, so the error of one ends them all.
+
     Raises:
       MemoryError: if there is no room for a single sequence.
     """
-    while True:
+    while not several():
         try:
             return work(size)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -120,18 +123,19 @@ def halving(work: Callable[[int], T], size: int, say: Callable[[int], object]) -
                 raise _no_room(size) from error
             size //= 2
         say(size)
+    return work(size)
 
 
 def _no_room(size: int) -> MemoryError:
     return MemoryError(
-        f"There is no room for a batch of {size} sequences on {jax.devices()[0]}. Take "
+        f"{jax.local_devices()[0]} has no room for a batch of {size} sequences. Take "
         "fewer layers, a shorter context, or bfloat16."
     )
 
 
 def free_bytes() -> int:
     """Returns how much memory the device has left, or the system if it is a CPU."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     lines = Path("/proc/meminfo")
@@ -143,7 +147,7 @@ def free_bytes() -> int:
 
 def _room_for_twice() -> bool:
     """Returns whether there is room for as much again as the process has ever had."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     peak = stats.get(
         "peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )

@@ -7,7 +7,6 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from influence.curvature import covariance
@@ -23,7 +22,10 @@ from influence.model.trace import select, trace
 from influence.runtime import formats
 from influence.runtime.corpus.packed import Packed, PackedBatches
 from influence.runtime.driver import Driver
+from influence.runtime.mesh import laid_out
 from influence.runtime.models import Model, parameters
+from influence.runtime.placing import first
+from influence.runtime.processes import led
 from influence.runtime.run.batching import (
     SHARE,
     Measured,
@@ -96,15 +98,16 @@ def fit(
     with locked(options.run):
         ledger = begin(options.run)
         shown = console or Console()
-        job = Job(ledger, options, given or {}, shown, Driver(shown))
+        driver = Driver(shown, laid_out(options.mesh))
+        job = Job(ledger, options, given or {}, shown, driver)
         job.check_models()
         model = job.model(MODEL)
         if "fit" not in ledger.run.manifest:
-            ledger.run.note(fit=as_json(options))  # `status` has something to go by
+            job.remember(fit=as_json(options))  # `status` has something to go by
         corpus = job.pack(model, options.data)
         own = _Fitting(job, MODEL, model, corpus)
         own.layers()  # raises if there are none of those names
-        ledger.run.note(fit=as_json(options))
+        job.remember(fit=as_json(options))
         own.all_layers()
         if BASE in job.roles:
             base = job.model(BASE)
@@ -159,8 +162,8 @@ class _Fitting:
         Raises:
           ValueError: if the options name none.
         """
-        first = next(iter(self.batches(1)))
-        program = trace(self.model.task.outputs, self.model.params, first.inputs)
+        inputs = next(iter(self.batches(1))).inputs
+        program = trace(self.model.task.outputs, self.model.params, inputs)
         return select(program, self.model.patterns(self.job.options.layers))
 
     def all_layers(self) -> None:
@@ -192,7 +195,7 @@ class _Fitting:
                 self.job.ledger.drop(name)
         for name in run.manifest["artifacts"]:
             if name.startswith(f"{self.role}/curvature") and name not in made.values():
-                run.remove(name)
+                led(f"removing {name}", partial(run.remove, name))
 
     def _part(self, group: tuple[Layer, ...], part: str, size: int) -> tuple[str, str]:
         """Fits a group of layers unless that was done; returns its stage and file."""
@@ -208,7 +211,7 @@ class _Fitting:
                 labels=self.labels,
                 run=self._run(stage, part),
             )
-            self.job.ledger.run.write(name, formats.write_curvature(curvature))
+            self.job.write(name, curvature, formats.write_curvature)
             self.job.ledger.finish(stage)
         self.job.forget(stage)
         return stage.name, name
@@ -241,16 +244,15 @@ class _Fitting:
             return self.job.options.memory * GB
         noted = self.job.noted("memory").get("bytes")
         if noted is None:
-            noted = SHARE * free_bytes()
-            self.job.note("memory", bytes=noted)
-        return noted
+            self.job.note("memory", bytes=SHARE * free_bytes())
+        return self.job.noted("memory")["bytes"]
 
     def _batch(self, group: tuple[Layer, ...]) -> Measured:
         """Returns how large batches are, timed with the first group of layers."""
         fold = covariance.fold(self.model.task, self.model.params, group, self.labels)
 
         def work(batches: PackedBatches) -> None:
-            jax.block_until_ready(fold.update(fold.init(), next(iter(batches))))
+            first(fold, batches, self.job.layout)
 
         return self.job.batch(
             f"batch of {self.role}",
@@ -266,8 +268,8 @@ class _Fitting:
         """Returns what will be done and what it will cost, in words."""
         examples, passes = self.examples, PASSES[self.job.options.method] * len(parts)
         names = [x.name for part in parts for x in part]
-        first = next(iter(self.batches(1)))
-        left = coverage(self.model.task, self.model.params, first).uncovered
+        batch_of_one = next(iter(self.batches(1)))
+        left = coverage(self.model.task, self.model.params, batch_of_one).uncovered
         need = max(sum(map(factor_bytes, x)) for x in parts)
         said = {
             "model": f"{parameters(self.model.params):,} parameters",
@@ -325,6 +327,7 @@ def curvature_of(job: Job, files: Sequence[str]) -> Curvature:
       ValueError: if a file is damaged.
     """
     paths = [job.ledger.run.read(name, Path) for name in files]
-    if len(paths) == 1:
-        return formats.read_curvature(paths[0])
-    return formats.open_curvature(paths)
+    if len(paths) > 1:
+        return formats.open_curvature(paths)
+    found = formats.read_curvature(paths[0])
+    return found if job.layout is None else job.layout.shard(found)

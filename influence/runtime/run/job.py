@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,7 @@ from influence.runtime.corpus.plan import Plan, apart, joined
 from influence.runtime.corpus.source import Source, check_source, open_source
 from influence.runtime.corpus.tokenizer import ModelTokenizer
 from influence.runtime.driver import Driver, Saving
+from influence.runtime.mesh import Layout, gathered
 from influence.runtime.models import (
     LONGEST,
     Model,
@@ -38,10 +39,12 @@ from influence.runtime.models import (
     open_model,
     open_tokenizer,
 )
+from influence.runtime.processes import check_alone, led
 from influence.runtime.run.batching import Measured, fastest, sizes
 from influence.runtime.run.ledger import Ledger, Stage
 from influence.runtime.run.options import Data, Fit, from_json
 from influence.runtime.saves import Saves
+from influence.runtime.store import Writer
 
 MODEL, BASE = "model", "base"
 """The roles a model may have in a run."""
@@ -97,6 +100,11 @@ class Job:
         return self.ledger.run.folder
 
     @property
+    def layout(self) -> Layout | None:
+        """Returns the devices it is at work on; None if it is one."""
+        return self.driver.layout
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Returns the roles of the run's models."""
         return (MODEL, BASE) if self.options.base or BASE in self.given else (MODEL,)
@@ -104,9 +112,13 @@ class Job:
     def model(self, role: str) -> Model:
         """Returns the model in a role, opened if it was not given."""
         if role in self.given:
-            return self.given[role]
-        options = self.options
-        return open_model(self.place(role), dtype=options.dtype, merge=options.merge)
+            found = self.given[role]
+        else:
+            dtype, merge = self.options.dtype, self.options.merge
+            found = open_model(self.place(role), dtype=dtype, merge=merge)
+        if self.layout is None:
+            return found
+        return replace(found, params=self.layout.shard(found.params))
 
     def context(self, model: Model) -> int:
         """Returns the longest sequence of the run.
@@ -163,20 +175,18 @@ class Job:
                 # What there is goes only for something that can be packed, and in one
                 # step: whoever begins next removes the rest of it.
                 check_source(source, skip_empty=data.skip_empty)
-                folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}.tmp"))
+                away = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+                led("making room for a corpus", lambda: folder.rename(away))
             self.begin(stage)
-            plan = self.plan(model, data)
+            plan, watch = self.plan(model, data), _Watch(self.console)
             self.say(
                 f"Every row of {data.data} is looked at, then packed into sequences of "
                 f"at most {plan.context} tokens."
             )
             with self.driver.stage(stage.name):
-                pack(
-                    source,
-                    model.tokenizer,
-                    folder,
-                    plan,
-                    watch=_Watch(self.console),
+                led(
+                    "packing",
+                    lambda: pack(source, model.tokenizer, folder, plan, watch=watch),
                 )
         # Noted again if it was before: the same documents may be in another place now.
         self.ledger.finish(stage)
@@ -293,10 +303,13 @@ class Job:
 
         Raises:
           MemoryError: if there is no room for a single sequence.
+          ValueError: if it has to be measured, by several processes.
         """
         noted, key = self.noted(name), f"{key} {asked}"
         if noted.get("key") == key:
             return Measured(noted["size"], noted["seconds"])
+        if asked is None:
+            check_alone("Measuring which batch is fastest (say --batch N)")
         most = len(packed)
         tried = sizes(packed.context, most) if asked is None else [min(asked, most)]
         with self.driver.stage("batches, to know what all will take"):
@@ -321,7 +334,7 @@ class Job:
     def forget(self, stage: Stage) -> None:
         """Removes what was saved of a stage that is finished."""
         if self.saves(stage.name).exists():
-            shutil.rmtree(self.saves(stage.name))
+            led("forgetting saves", lambda: shutil.rmtree(self.saves(stage.name)))
 
     def saves(self, stage: str) -> Path:
         """Returns where the passes of a stage are saved, each in its own folder."""
@@ -330,7 +343,22 @@ class Job:
     def note(self, name: str, **about: Any) -> None:
         """Writes something down that a later process has to know."""
         notes = self.ledger.run.manifest.get("notes", {})
-        self.ledger.run.note(notes={**notes, name: about})
+        self.remember(notes={**notes, name: about})
+
+    def remember(self, **about: Any) -> None:
+        """Adds to what the run says of itself."""
+        led("noting", lambda: self.ledger.run.note(**about))
+
+    def write(self, name: str, value: Any, writer: Callable[[Any], Writer]) -> None:
+        """Writes an artifact, whose arrays may be spread over processes.
+
+        Args:
+          name: of the artifact.
+          value: a pytree.
+          writer: returns what writes it, of arrays that are all here.
+        """
+        here = gathered(self.layout, value)
+        led(f"writing {name}", lambda: self.ledger.run.write(name, writer(here)))
 
     def noted(self, name: str) -> dict[str, Any]:
         """Returns what was written down under a name."""
@@ -355,9 +383,18 @@ class Job:
 
 
 def opened_job(
-    ledger: Ledger, console: Console | None = None, given: Models | None = None
+    ledger: Ledger,
+    console: Console | None = None,
+    given: Models | None = None,
+    devices: Layout | None = None,
 ) -> Job:
     """Returns a run's job, as it was fitted.
+
+    Args:
+      ledger: the run's.
+      console: where to show what happens.
+      given: models by role.
+      devices: what it is carried out on; the first if left out.
 
     Raises:
       FileNotFoundError: if it was not.
@@ -370,7 +407,9 @@ def opened_job(
             "--data …` begins one."
         )
     shown = console or Console()
-    return Job(ledger, from_json(said, folder), given or {}, shown, Driver(shown))
+    return Job(
+        ledger, from_json(said, folder), given or {}, shown, Driver(shown, devices)
+    )
 
 
 class _Watch:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from influence.runtime.processes import leads, led, together
 from influence.runtime.store import MANIFEST, TORN, Run
 
 FORMAT = 1
@@ -99,7 +100,7 @@ class Ledger:
     def drop(self, name: str) -> None:
         """Forgets a stage that is none of the run's any more."""
         left = {k: x for k, x in self.stages.items() if k != name}
-        self.run.note(stages=left)
+        led(f"dropping {name}", lambda: self.run.note(stages=left))
 
     @property
     def stages(self) -> dict[str, Any]:
@@ -127,7 +128,8 @@ class Ledger:
             **stage.about,
             **about,
         }
-        self.run.note(stages={**self.stages, stage.name: entry})
+        stages = {**self.stages, stage.name: entry}
+        led(f"noting {stage.name}", lambda: self.run.note(stages=stages))
 
 
 def begin(folder: Path, job: str = RUN) -> Ledger:
@@ -137,12 +139,9 @@ def begin(folder: Path, job: str = RUN) -> Ledger:
       FileExistsError: if there is something else in the folder.
       ValueError: if the run was made by another version.
     """
-    run = Run(folder)
-    if not run.path(MANIFEST).is_file():
-        Run.create(
-            folder,
-            {"job": job, "format": FORMAT, "influence": version("influence")},
-        )
+    if not Run(folder).path(MANIFEST).is_file():
+        about = {"job": job, "format": FORMAT, "influence": version("influence")}
+        led("beginning a run", lambda: Run.create(folder, about))
     return opened(folder, job)
 
 
@@ -177,7 +176,7 @@ def opened(folder: Path, job: str = RUN) -> Ledger:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a run folder.
+    """Keeps other processes out of a run folder; those of the same job are let in.
 
     What a process was writing to a run when it was killed is removed: nothing refers
     to it.
@@ -185,6 +184,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
       BlockingIOError: if another process is at work in it, naming that.
     """
+    if not leads():
+        together("the lock")
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         try:
@@ -207,6 +210,7 @@ def locked(folder: Path) -> Iterator[None]:
                 shutil.rmtree(torn)
             else:
                 torn.unlink()
+        together("the lock")
         yield
 
 

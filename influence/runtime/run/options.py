@@ -12,6 +12,9 @@ from influence.runtime.corpus.source import LONGEST
 
 Folder = Annotated[Path, tyro.conf.Positional]
 
+Meshed = tuple[int, int] | None
+"""How many devices examples are dealt out to, and over how many models are cut."""
+
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """An option that is given once for each of several values."""
 
@@ -81,6 +84,8 @@ class Fit:
       memory: GB for factors; half of what is free if left out. More layers than fit
         are fitted in groups, one after the other.
       save_every: Seconds between saves, or more if saving takes over 2 % of the time.
+      mesh: DATA MODEL: sequences are dealt out to DATA rows of MODEL devices each, over
+        which the model and its curvature are cut. All devices are rows if left out.
     """
 
     run: Folder
@@ -98,6 +103,7 @@ class Fit:
     batch: int | None = None
     memory: float | None = None
     save_every: float = 60.0
+    mesh: Meshed = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ class Query:
       sae: A dictionary of the model's features, to ask about one of them.
       feature: Which; once for each of several. It is measured at a completion's tokens,
         or, if there is none, at those of the corpus at which it is on most.
+      mesh: As of `fit`.
     """
 
     run: Folder
@@ -134,6 +141,7 @@ class Query:
     rank: int | None = None
     sae: str | None = None
     feature: Annotated[tuple[int, ...], tyro.conf.UseAppendAction] = ()
+    mesh: Meshed = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,7 @@ class Scan:
       n_train: How many sequences the model was trained on, if not those scanned.
       batch: Sequences a batch; measured if left out.
       save_every: Seconds between saves, or more if saving takes over 2 % of the time.
+      mesh: As of `fit`.
     """
 
     run: Folder
@@ -159,6 +168,7 @@ class Scan:
     n_train: int | None = None
     batch: int | None = None
     save_every: float = 60.0
+    mesh: Meshed = None
 
 
 @dataclass(frozen=True)
@@ -243,8 +253,10 @@ def check_numbers(options: Any) -> None:
 
 
 def as_json(options: Fit) -> dict[str, Any]:
-    """Returns options as JSON has them."""
-    return json.loads(json.dumps(asdict(options), default=str))
+    """Returns options as JSON has them, without the devices: those may change."""
+    said = json.loads(json.dumps(asdict(options), default=str))
+    del said["mesh"]
+    return said
 
 
 def from_json(said: Mapping[str, Any], run: Path) -> Fit:

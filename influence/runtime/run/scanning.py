@@ -1,9 +1,10 @@
 """`influence scan`: every training sequence's score, streamed to the disk."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,15 +20,27 @@ from influence.attribution.tokens import token_scores
 from influence.runtime import formats
 from influence.runtime.corpus.packed import Packed, PackedBatches
 from influence.runtime.driver import rest
+from influence.runtime.mesh import laid_out, one_device
 from influence.runtime.models import Model
+from influence.runtime.processes import check_alone, led, several
 from influence.runtime.run.asking import asked, queries_file, question_tokens
 from influence.runtime.run.batching import Measured, halving
 from influence.runtime.run.fitting import fitted
-from influence.runtime.run.job import GB, MODEL, Corpus, Job, Models, clock, opened_job
+from influence.runtime.run.job import (
+    GB,
+    MODEL,
+    Corpus,
+    Job,
+    Models,
+    clock,
+    opened_job,
+)
 from influence.runtime.run.kept import named, scores_at, shares_at
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
 from influence.runtime.run.options import Data, Scan, check_numbers
-from influence.runtime.run.stream import Names, Stream, forget, read_scores
+from influence.runtime.run.parts import Walk, forgotten, parts_of, score_parts
+from influence.runtime.run.stream import Names, Stream, read_scores
+from influence.types import Batch
 
 LARGEST = 4 * GB
 """How many bytes of scores by layer are kept if nothing is said."""
@@ -73,7 +86,9 @@ def scan(
     check_numbers(options)
     with locked(options.run):
         ledger = opened(options.run)
-        job = opened_job(ledger, console, given)
+        job = opened_job(ledger, console, given, laid_out(options.mesh))
+        if (options.keep or "").startswith("top"):
+            check_alone("Keeping only the top of a scan (say --keep layers or totals)")
         own = job.model(MODEL)
         fitted_to = job.corpus(own)
         _check_alike(job)
@@ -127,7 +142,8 @@ def _asked(job: Job, role: str, model: Model) -> Query:
             f"The queries of {role} were solved with other {', '.join(changed)}. Run "
             f"`influence query {job.folder}` again."
         )
-    return job.ledger.run.read(queries_file(role), formats.read_query)
+    found = job.ledger.run.read(queries_file(role), formats.read_query)
+    return found if job.layout is None else job.layout.shard(found)
 
 
 def _corpora(job: Job, model: Model, options: Scan, own: Corpus) -> list[Corpus]:
@@ -186,7 +202,7 @@ class _Scanning:
             self.job.begin(stage)
             done = halving(partial(self._scores, keep), batch.size, smaller)
             self.job.ledger.finish(done.stage, checksum=done.checksum)
-        forget(self.path)
+        led("forgetting what was said of scores", partial(forgotten, self.path))
         halving(self._tokens, self._batch().size, smaller)
 
     @property
@@ -273,16 +289,43 @@ class _Scanning:
         )
         batches = self.job.batches(chosen, size)
         stream = self._stream(stage, chosen, keep, size)
-        done = stream.open()
-        with self.job.driver.watched(f"scores of {self.name}", batches) as advance:
-            advance(done)
-            for batch in rest(batches, done):
-                rows = np.asarray(read(batch))[np.asarray(batch.real_B)]
-                stream.add(rows / self.n_train)
-                advance(1)
-        whole = stream.finish()
+        if several() or parts_of(stream):
+            whole = self._in_parts(stream, chosen, read, size)
+        else:
+            done = stream.open()
+            with self.job.driver.watched(f"scores of {self.name}", batches) as advance:
+                advance(done)
+                for rows in self._rows(read, batches, done):
+                    stream.add(rows)
+                    advance(1)
+            whole = stream.finish()
         self.job.forget(stage)
         return _Done(stage, whole)
+
+    def _rows(self, read: Any, batches: PackedBatches, done: int) -> Iterator[Any]:
+        """Yields the scores of each batch's sequences, `[B, Q, layers]`."""
+        layout = self.job.layout
+        if layout is None:
+            for batch in rest(batches, done):
+                yield np.asarray(read(batch))[np.asarray(batch.real_B)] / self.n_train
+        else:
+            for part in layout.parts(batches, done, batches.size):
+                found = layout.own(read(layout.spread(part)))
+                yield found[np.asarray(part.real_B)] / self.n_train
+
+    def _in_parts(self, stream: Stream, chosen: Packed, read: Any, size: int) -> str:
+        """Scores what is left with other processes, or in one what they have left."""
+        layout = self.job.layout or one_device()
+
+        def score(part: Batch) -> np.ndarray:
+            return layout.own(read(layout.spread(part))) / self.n_train
+
+        return score_parts(
+            stream,
+            partial(Walk, layout, self.job.batches, chosen, size),
+            score,
+            partial(self.job.driver.watched, f"scores of {self.name}"),
+        )
 
     def _top(self, stage: Stage, each: int, size: int) -> Packed:
         """Returns the sequences that are kept; under a base, those of the model."""
@@ -332,7 +375,7 @@ class _Scanning:
         read = reader(self.model.task, self.model.params, self.query)
 
         def work(batches: PackedBatches) -> None:
-            jax.block_until_ready(read(next(iter(batches))))
+            next(self._rows(read, batches, 0))
 
         return self.job.batch(
             self._batch_note,
@@ -381,7 +424,8 @@ class _Scanning:
             n_train=self.n_train,
             run=self.job.driver.named(stage.name),
         )
-        self.job.ledger.run.write(name, formats.write_scores(shares.to_dataset()))
+        made = formats.write_scores(shares.to_dataset())
+        led(f"writing {name}", lambda: self.job.ledger.run.write(name, made))
         self.job.ledger.finish(stage)
 
 

@@ -83,7 +83,7 @@ class Stream:
     @property
     def log(self) -> Path:
         """Returns the file that says what is whole."""
-        return _log_at(self.path)
+        return log_at(self.path)
 
     @property
     def chunk(self) -> int:
@@ -244,19 +244,48 @@ def check_begun(path: Path) -> None:
     Raises:
       ValueError: naming what is damaged.
     """
-    lines = committed(_log_at(path))
-    if lines and path.is_dir():
-        _check(path, lines)
-        _tail(path, lines)
+    parts = path.parent.glob(f"{escape(path.stem)}.part-*.zarr")
+    for each in (path, *parts):
+        lines = committed(log_at(each))
+        if lines and each.is_dir():
+            _check(each, lines)
+            _tail(each, lines)
 
 
 def forget(path: Path) -> None:
     """Removes what was said of scores that are finished, and known as a whole."""
-    _log_at(path).unlink(missing_ok=True)
+    log_at(path).unlink(missing_ok=True)
 
 
-def _log_at(path: Path) -> Path:
+def log_at(path: Path) -> Path:
+    """Returns the file that says what of some scores is whole."""
     return path.with_suffix(".log.jsonl")
+
+
+def whole_rows(lines: Sequence[Mapping[str, Any]]) -> int:
+    """Returns how many sequences a log says are whole, those in a tail included."""
+    last = lines[-1] if lines else {}
+    if "tail" in last:
+        return int(Path(last["tail"]).stem.rpartition("-")[2])
+    return last.get("stop", 0)
+
+
+def stored(path: Path) -> Iterator[np.ndarray]:
+    """Yields the scores that are whole, `[n, Q, layers]`, file by file.
+
+    Raises:
+      ValueError: if something is damaged.
+    """
+    lines = committed(log_at(path))
+    _check(path, lines)
+    root: Any = zarr.open_group(path, mode="r")
+    by_layer, stop = LAYERS in root, lines[-1].get("stop", 0)
+    array = root[LAYERS if by_layer else SCORE]
+    step = array.chunks[1]
+    for start in range(0, stop, step):
+        values = np.asarray(array[:, start : min(start + step, stop)])
+        yield (values if by_layer else values[..., None]).swapaxes(0, 1)
+    yield from _tail(path, lines)
 
 
 def _tail_at(path: Path, stop: int) -> Path:
