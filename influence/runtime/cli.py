@@ -13,6 +13,8 @@ from influence.runtime.demo import FAST, LARGE, SMALL
 from influence.runtime.demo import demo as run_demo
 from influence.runtime.evaluating import comparing, judging, removing, responding
 from influence.runtime.evaluating.options import Lds, Methods, Pbrf, Removal
+from influence.runtime.planning import planning
+from influence.runtime.planning.planning import Plan
 from influence.runtime.run import asking, fitting, scanning, showing
 from influence.runtime.run.options import Fit, Query, Report, Scan, Show, Status
 from influence.runtime.sae import browsing, linking, steering, training
@@ -85,6 +87,12 @@ def status(options: Annotated[Status, tyro.conf.arg(name=""), Flat]) -> None:
     """Says what a run has finished, what is stale and why, and what is damaged."""
     if not showing.status(options, Console()):
         sys.exit(1)
+
+
+@app.command
+def plan(options: Annotated[Plan, tyro.conf.arg(name=""), Flat]) -> None:
+    """Says what an analysis would take, before there are weights or machines."""
+    planning.plan(options, Console())
 
 
 Judgement = (
