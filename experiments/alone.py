@@ -22,6 +22,7 @@ import influence
 from experiments.contender import THREADS, Job, Stage, data, measured
 from experiments.contender_influence import Engine
 from influence.attribution.forms import Dense, Plain
+from influence.attribution.query import Query
 from influence.curvature.covariance import Covariances
 from influence.curvature.eigenvalues import Bases
 from influence.linalg.basis import Basis
@@ -153,6 +154,4 @@ def _asking(engine: Engine, low: bool) -> None:
         else:
             forms[x.name] = Dense(jnp.repeat(h, asked, 0))
     names = tuple(f"query {i}" for i in range(asked))
-    engine.asking = influence.attribution.query.Query(
-        engine.layers, names, forms, (), (("made", "up"),)
-    )
+    engine.asking = Query(engine.layers, names, forms, (), (("made", "up"),))

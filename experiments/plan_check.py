@@ -6,9 +6,13 @@ Each stage runs in a process of its own (`alone.py`); the machine's rates are me
 in that process around it, and the plan is made with them. Written: seconds and
 megabytes of each stage as measured and as planned, of the process and (`grown`) of the
 stage alone, beyond what its process held when it began.
+
+With `--stages` only these are measured; what was measured of the others stands in the
+result, and is planned anew.
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,13 +38,16 @@ from influence.attribution.cost import (
 )
 from influence.attribution.plan import Device, Mesh, cost
 from influence.runtime.planning.kinds import BASE, EIGEN
-from influence.runtime.planning.rates import Rates
 
 SEQUENCES = {"small": 64, "medium": 16}
 """Of each configuration: enough for several batches, few enough for two cores."""
 
-ENOUGH = {"seconds": 2.0, "megabytes": 1.25}
-"""How far apart plan and measurement may be, as a ratio."""
+ENOUGH = {"seconds": 2.0, "megabytes": 1.25, "grown_megabytes": 1.25}
+"""How far apart plan and measurement may be, as a ratio: time, memory of the process,
+and memory that the stage alone adds to it."""
+
+MEGABYTE = 1 << 20
+"""As the system counts them."""
 
 KIND = {
     "forward+backward": "unit",
@@ -71,6 +78,7 @@ def stages(job: Job, of: Subject, low: bool) -> dict[str, planned.Stage]:
     }
     if not low:
         made |= {
+            "scan, per layer": made["scan"],
             "forward+backward": lambda w, x: planned.step(w, x.step, parameters),
             "covariance": lambda w, x: planned.covariances(
                 layers, w, x.sampled, parameters
@@ -100,31 +108,35 @@ def held_before(stage: planned.Stage, name: str, of: Subject) -> float:
     return stage.memory.get("parameters", 0.0) + given.get(name.partition(",")[0], 0.0)
 
 
-def row(
-    job: Job, of: Subject, name: str, stage: planned.Stage, repetitions: int
-) -> dict[str, Any]:
-    """Returns one row of the bench, measured and planned."""
+def measured(job: Job, name: str, repetitions: int) -> dict[str, Any]:
+    """Returns one row of the bench, measured."""
     real = taken(job, name, repetitions)
-    rates: Rates = real.rates
-    link = rates.bandwidth
-    device = Device(
-        "cpu", rates.flops, EIGEN * rates.flops, rates.bandwidth, link, 1e12, base=BASE
-    )
-    # The model's parameters are in every process, also where a stage has none of them.
-    whole = {"parameters": parameter_bytes(of.params), **stage.memory}
-    found = cost(stage._replace(memory=whole), device, Mesh())
-    mega = 1 << 20
-    begun = held_before(stage._replace(memory=whole), name, of)
     return {
         "stage": name,
         "seconds": real.seconds,
-        "planned_seconds": found.seconds,
         "megabytes": real.megabytes,
-        "planned_megabytes": found.bytes / mega,
         "grown_megabytes": real.grown,
-        "planned_grown_megabytes": (found.bytes - BASE - begun) / mega,
-        "gflops": rates.flops / 1e9,
-        "gigabytes_a_second": rates.bandwidth / 1e9,
+        "gflops": real.rates.flops / 1e9,
+        "gigabytes_a_second": real.rates.bandwidth / 1e9,
+    }
+
+
+def with_plan(
+    row: Mapping[str, Any], of: Subject, stage: planned.Stage
+) -> dict[str, Any]:
+    """Returns a row with what was planned for it, from the rates measured beside it."""
+    flops, bandwidth = 1e9 * row["gflops"], 1e9 * row["gigabytes_a_second"]
+    device = Device("cpu", flops, EIGEN * flops, bandwidth, bandwidth, 1e12, base=BASE)
+    # The model's parameters are in every process, also where a stage has none of them.
+    whole = {"parameters": parameter_bytes(of.params), **stage.memory}
+    stage = stage._replace(memory=whole)
+    found = cost(stage, device, Mesh())
+    grown = found.bytes - BASE - held_before(stage, row["stage"], of)
+    return {
+        **row,
+        "planned_seconds": found.seconds,
+        "planned_megabytes": found.bytes / MEGABYTE,
+        "planned_grown_megabytes": grown / MEGABYTE,
     }
 
 
@@ -175,34 +187,41 @@ def main() -> None:
     add = parser.add_argument
     add("--reference", type=Path, required=True, help="the reference folder")
     add("--configs", nargs="+", choices=SIZES, default=list(SIZES))
-    add("--stages", nargs="+", help="only these")
+    add("--stages", nargs="+", help="measure only these")
     add("--repetitions", type=int, default=2)
     given, console, progress = parser.parse_args(), Console(), Console(stderr=True)
+    before = {(x["config"], x["stage"]): x for x in kept()} if given.stages else {}
     rows = []
     for config in given.configs:
-        asked = {"config": config, "sequences": SEQUENCES[config], "threads": 1}
-        job = bench_job(
-            argparse.Namespace(
-                **asked, reference=given.reference, layers="mlp", queries=None
-            )
-        )
+        job = reference_job(given.reference, config)
         params = jax.eval_shape(lambda job=job: data(job).params)
         patterns = [f"{name}.weight" for name in job.names()]
         of = subject(Counted(GPT(job.blocks, job.heads)), params, patterns)
         every = {**stages(job, of, low=False), **stages(job, of, low=True)}
         for name, stage in every.items():
-            if given.stages and name not in given.stages:
-                continue
-            progress.print(config, name)
-            found = row(job, of, name, stage, given.repetitions)
-            progress.print(found)
-            rows.append({"config": config, **found})
+            row = before.get((config, name))
+            if row is None or name in (given.stages or ()):
+                progress.print(config, name)
+                row = {"config": config, **measured(job, name, given.repetitions)}
+            rows.append(with_plan(row, of, stage))
     console.print(table(rows))
-    if not given.stages:
-        found = claims(rows)
-        settings = {"sequences": SEQUENCES, "layers": "mlp", "threads": 1}
-        results.write("plan_check", seed=0, settings=settings, rows=rows, claims=found)
-        console.print(results.table(found))
+    said = claims(rows)
+    settings = {"sequences": SEQUENCES, "layers": "mlp", "threads": 1}
+    results.write("plan_check", seed=0, settings=settings, rows=rows, claims=said)
+    console.print(results.table(said))
+
+
+def kept() -> list[dict[str, Any]]:
+    """Returns the rows that were measured before."""
+    path = results.FOLDER / "plan_check.json"
+    return json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
+
+
+def reference_job(reference: Path, config: str) -> Job:
+    """Returns what the bench's contenders are given, with fewer sequences."""
+    asked = {"config": config, "sequences": SEQUENCES[config], "threads": 1}
+    rest = {"reference": reference, "layers": "mlp", "queries": None}
+    return bench_job(argparse.Namespace(**asked, **rest))
 
 
 if __name__ == "__main__":

@@ -125,9 +125,10 @@ def _held(jaxpr: Jaxpr, eqns: Iterable[JaxprEqn]) -> float:
     """Returns the most bytes alive at once, the program's inputs left out."""
     eqns, root = list(eqns), {x: x for x in (*jaxpr.invars, *jaxpr.constvars)}
     for eqn in eqns:
-        alias = eqn.primitive.name in ALIASES and isinstance(eqn.invars[0], Var)
         for x in eqn.outvars:
-            root[x] = root[eqn.invars[0]] if alias else x
+            root[x] = x
+        if eqn.primitive.name in ALIASES and isinstance(eqn.invars[0], Var):
+            root[eqn.outvars[0]] = root[eqn.invars[0]]
     last: dict[Any, int] = {}
     for i, eqn in enumerate(eqns):
         last |= {root[x]: i for x in eqn.invars if isinstance(x, Var)}

@@ -12,9 +12,9 @@ EFFICIENCY = 0.5
 """The share of published rates that is planned with: an assumption, not measured. Large
 matrix products reach more, everything else less."""
 
-BASE = 380e6
+BASE = 450e6
 """Bytes a process on the CPU holds before it has computed anything: Python, JAX and the
-programs it has compiled. Measured for the bench's stages: 0.35 to 0.41 GB."""
+programs it has compiled. Measured for the bench's stages: 0.40 to 0.54 GB."""
 
 EIGEN = 0.25
 """Operations of an eigendecomposition in float64 by LAPACK, for one of a matrix product

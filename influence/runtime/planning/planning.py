@@ -269,7 +269,8 @@ def _remedy(options: Plan, of: Subject, work: Work, x: Cost, own: Device) -> str
                 f"{wider}; ask fewer questions; or --rank 32 ({each:,.1f} GB in all)."
             )
         return (
-            f"{wider}; or ask fewer questions at a time, for they are solved as matrices."
+            f"{wider}; or ask fewer questions at a time, for they are solved as "
+            "matrices."
         )
     if x.largest == "activations":
         return f"{wider}; --remat computes blocks again; or a shorter --context."
@@ -306,7 +307,7 @@ def _assumed(own: Device, mesh: Mesh) -> list[str]:
         )
     return [
         f"Assumed: {told}",
-        "Assumed: batches split over data; parameters, curvature and queries over model, "
-        "in equal parts; activations whole on each device; statistics added up once a "
-        "pass; whole sides dealt out to be decomposed; exchange not overlapped.",
+        "Assumed: batches split over data; parameters, curvature and queries over "
+        "model, in equal parts; activations whole on each device; statistics added up "
+        "once a pass; whole sides dealt out to be decomposed; exchange not overlapped.",
     ][: 2 if mesh.devices > 1 else 1]
