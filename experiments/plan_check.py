@@ -70,7 +70,7 @@ def stages(job: Job, of: Subject, low: bool) -> dict[str, planned.Stage]:
         return Work(job.context, size, *many, rank, job.token_sequences)
 
     made = {
-        "query": lambda w, x: planned.query(layers, w, x.gradient, parameters),
+        "query": lambda w, x: planned.query(layers, w, x, parameters),
         "scan": lambda w, x: planned.scan(layers, w, x.given, parameters),
         "scan, per token": lambda w, x: planned.scan_per_token(
             layers, w, x.given, parameters

@@ -14,9 +14,10 @@ from influence.attribution.stages import Stage
 SPLIT = ("parameters", "curvature", "queries", "copies")
 """The memory that is split over `model`."""
 
-MOVED = 0.6
+MOVED = 0.8
 """Of the bytes of all results outside matrix products, what programs write and read:
-chains of elementwise steps are fused. Fitted once to the bench's stages on the CPU."""
+chains of elementwise steps are fused. One number for all stages, set to the middle of
+what the bench's stages on the CPU say (`experiments/results/plan_check.json`)."""
 
 
 class Device(NamedTuple):
@@ -170,7 +171,7 @@ def arranged(
       batch: sequences a batch; the best power of two up to 64 if None.
 
     Returns:
-      The same for the least memory if nothing fits.
+      Where nothing fits, the quickest of those with the fewest stages that do not.
     """
     sizes = [batch] if batch else [2**i for i in range(7)]
     models = [m for m in range(1, devices + 1) if devices % m == 0]
@@ -180,7 +181,9 @@ def arranged(
         for model in models:
             mesh = Mesh(devices // model, model)
             found.append((mesh, size, [cost(x, device, mesh) for x in stages]))
-    fitting = [x for x in found if fullest(x[2]).bytes <= device.memory]
-    if not fitting:
-        return min(found, key=lambda x: fullest(x[2]).bytes)
-    return min(fitting, key=lambda x: sum(y.seconds for y in x[2]))
+
+    def worth(one: tuple[Mesh, int, list[Cost]]) -> tuple[int, float]:
+        full = sum(x.bytes > device.memory for x in one[2])
+        return full, sum(x.seconds for x in one[2])
+
+    return min(found, key=worth)

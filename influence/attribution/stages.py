@@ -85,7 +85,7 @@ def stages(of: Subject, work: Work, at: Passes) -> list[Stage]:
         covariances(layers, work, at.sampled, held),
         eigendecomposition(layers),
         eigenvalues(layers, work, at.sampled, held),
-        query(layers, work, at.gradient, held),
+        query(layers, work, at, held),
         scan(layers, work, at.given, held),
     ]
     if work.token_sequences:
@@ -224,9 +224,11 @@ def eigenvalues(
     return Stage("eigenvalues", batches, parts, memory, summed=lam)
 
 
-def query(layers: Sequence[Shape], work: Work, at: Pass, parameters: float) -> Stage:
+def query(layers: Sequence[Shape], work: Work, at: Passes, parameters: float) -> Stage:
     """Returns the queries' gradients, solved and, if a rank is given, compressed."""
-    asked = work.queries
+    asked, one = work.queries, at.gradient
+    # What one sequence's pass holds beyond its activations are gradients of weights.
+    activations = min(one.held, at.given.held / work.batch)
     weights = sum(x.weights for x in layers)
     bases = sum(x.basis for x in sides(layers))
     products = sum(
@@ -237,7 +239,7 @@ def query(layers: Sequence[Shape], work: Work, at: Pass, parameters: float) -> S
         moved=2 * asked * weights + bases * asked / TOGETHER,
         made=6 * asked * weights,
     )
-    parts = {"model": at.times(asked), "solving": solving}
+    parts = {"model": one.times(asked), "solving": solving}
     largest = max(layers, key=lambda x: x.weights)
     # While one layer is solved it is copied in and out; before, the gradients of all
     # queries are stacked layer by layer.
@@ -248,6 +250,9 @@ def query(layers: Sequence[Shape], work: Work, at: Pass, parameters: float) -> S
         kept += asked * query_bytes(layers, work.rank)
         short = max(x.copies * min(_size(x)) ** 2 for x in layers)
         working = max(working, asked * short * (3 * WIDE + 4))
+        # To see what is kept every layer multiplies its factors out again, and the
+        # next layer does not wait for it.
+        copies = max(copies, asked * weights)
         eigen = float(
             asked * sum(x.copies * count.eigen(min(_size(x))) for x in layers)
         )
@@ -255,8 +260,8 @@ def query(layers: Sequence[Shape], work: Work, at: Pass, parameters: float) -> S
         "parameters": parameters,
         "curvature": bases + weights,
         "queries": kept,
-        "copies": copies,
-        "activations": KEPT * at.held,
+        "copies": copies + KEPT * (one.held - activations),
+        "activations": KEPT * activations,
         "working": working,
     }
     return Stage("query", 0, parts, memory, eigen=eigen, largest=eigen)

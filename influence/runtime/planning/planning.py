@@ -195,9 +195,8 @@ def _table(costs: Sequence[Cost], own: Device) -> Table:
     found = Table(title_justify="left")
     heads = ("GB a device", "mostly", "TFLOP", "GB sent", "computing", "sending")
     for head in ("stage", *heads):
-        found.add_column(
-            head, justify="left" if head in ("stage", "mostly") else "right"
-        )
+        left = head in ("stage", "mostly")
+        found.add_column(head, justify="left" if left else "right", no_wrap=True)
     for x in costs:
         full = " !" if x.bytes > own.memory else ""
         found.add_row(
@@ -262,16 +261,12 @@ def _remedy(options: Plan, of: Subject, work: Work, x: Cost, own: Device) -> str
     if x.largest == "parameters":
         narrow = ", or --dtype bfloat16" if options.dtype == "float32" else ""
         return f"{wider}{narrow}."
-    if x.largest == "queries" or x.stage == "query":
-        if options.rank is None and x.stage != "query":
-            each = work.queries * query_bytes(layer_shapes(of), 32) / 1e9
-            return (
-                f"{wider}; ask fewer questions; or --rank 32 ({each:,.1f} GB in all)."
-            )
-        return (
-            f"{wider}; or ask fewer questions at a time, for they are solved as "
-            "matrices."
-        )
+    if x.stage == "query":
+        return f"{wider}; {_fewer(work.queries, x, own)}"
+    if x.largest == "queries":
+        each = work.queries * query_bytes(layer_shapes(of), 32) / 1e9
+        small = "" if options.rank else f"; or --rank 32 ({each:,.1f} GB in all)"
+        return f"{wider}; or ask fewer questions at a time{small}."
     if x.largest == "activations":
         return f"{wider}; --remat computes blocks again; or a shorter --context."
     cut = 2 * options.blocks
@@ -279,6 +274,15 @@ def _remedy(options: Plan, of: Subject, work: Work, x: Cost, own: Device) -> str
         cut *= 2
     less = sum(y.covariance for y in sides(layer_shapes(_less(of, cut)))) / 1e9
     return f"{wider}; --blocks {cut} does: {less:,.1f} GB of covariances in all."
+
+
+def _fewer(asked: int, x: Cost, own: Device) -> str:
+    """Returns how many questions can be solved at a time."""
+    each = sum(x.held.get(k, 0.0) for k in ("queries", "copies", "working")) / asked
+    room = own.memory - (x.bytes - asked * each)
+    if room < each:
+        return "not even one question has room beside the rest: fewer layers do."
+    return f"or solve for at most {int(room / each)} questions at a time."
 
 
 def _less(of: Subject, blocks: int) -> Subject:
