@@ -18,7 +18,7 @@ programs it has compiled. Measured for the bench's stages: 0.40 to 0.54 GB."""
 
 EIGEN = 0.25
 """Operations of an eigendecomposition in float64 by LAPACK, for one of a matrix product
-in float32, on a CPU. Measured here: 0.18 at 512 rows, 0.35 at 1536."""
+in float32, on a CPU. Measured: 0.18 to 0.26 at 512 rows, 0.34 at 1536."""
 
 SLOWLY = 0.002
 """The same for one of a product in bfloat16 on an accelerator, whose eigensolvers are
