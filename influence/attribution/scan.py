@@ -32,6 +32,7 @@ from influence.attribution.forms import (
 from influence.attribution.query import Query
 from influence.attribution.scores import Scores
 from influence.fold import Fold, Run, collected, run
+from influence.linalg import count
 from influence.linalg.contract import contract
 from influence.model.check import check_batches, check_params
 from influence.model.reading import Reading, by_matrix
@@ -180,8 +181,10 @@ def cheaper(examples: int, positions: int, form: Form) -> Reform:
         return lambda form: form
     queries, outputs, rank = form.left_QxOxR.shape
     inputs = form.right_QxIxR.shape[1]
-    whole = (examples * (positions + queries) + queries * rank) * outputs * inputs
-    parts = examples * positions * queries * rank * (outputs + inputs + 1)
+    whole = count.dense_scan(examples, positions, queries, outputs, inputs)
+    whole += count.expanded(queries, rank, outputs, inputs)
+    samples = examples * positions
+    parts = count.factored_scan(samples, queries, rank, outputs, inputs)
     return dense if whole < parts else factored
 
 

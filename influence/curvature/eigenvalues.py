@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+<<<<<<< HEAD
 from influence.fold import Fold, Sums
+=======
+from influence.fold import Fold
+from influence.linalg import count
+>>>>>>> plan
 from influence.linalg.basis import Basis
 from influence.linalg.contract import contract, wide
 from influence.model.reading import Reading, by_layer
@@ -108,11 +113,9 @@ def _positions_first(
     a: Sequence[int], g: Sequence[int], q_in: Basis, q_out: Basis
 ) -> bool:
     """Returns whether rotating every position takes fewer multiplications."""
-    _, positions, inputs = a
-    outputs = g[-1]
-    cost_in, cost_out = (sum(q.shape[-1] ** 2 for q in x.blocks) for x in (q_in, q_out))
-    whole = outputs * cost_in + inputs * cost_out
-    return positions * (cost_in + cost_out) <= whole
+    in_blocks, out_blocks = ([q.shape[-1] for q in x.blocks] for x in (q_in, q_out))
+    each = count.turned_positions(a[1], out_blocks, in_blocks)
+    return each <= count.turned_matrix(g[-1], a[-1], out_blocks, in_blocks)
 
 
 READING = Reading(_at, _of)

@@ -13,6 +13,8 @@ from influence.runtime.demo import FAST, LARGE, SMALL
 from influence.runtime.demo import demo as run_demo
 from influence.runtime.evaluating import comparing, judging, removing, responding
 from influence.runtime.evaluating.options import Lds, Methods, Pbrf, Removal
+from influence.runtime.planning import planning
+from influence.runtime.planning.planning import Plan
 from influence.runtime.processes import check_alone, join, leads
 from influence.runtime.run import asking, fitting, scanning, showing
 from influence.runtime.run.options import Fit, Query, Report, Scan, Show, Status
@@ -86,6 +88,12 @@ def status(options: Annotated[Status, tyro.conf.arg(name=""), Flat]) -> None:
     """Says what a run has finished, what is stale and why, and what is damaged."""
     if not showing.status(options, _alone("status")):
         sys.exit(1)
+
+
+@app.command
+def plan(options: Annotated[Plan, tyro.conf.arg(name=""), Flat]) -> None:
+    """Says what an analysis would take, before there are weights or machines."""
+    planning.plan(options, _alone("plan"))
 
 
 Judgement = (

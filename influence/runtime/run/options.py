@@ -213,6 +213,7 @@ class Status:
 LEAST = {
     "at_once": 1,
     "batch": 1,
+    "blocks": 1,
     "chunk": 1,
     "copies": 1e-6,
     "context": 2,
@@ -221,6 +222,7 @@ LEAST = {
     "held": 1,
     "longest": 1,
     "n_train": 1,
+    "per_token": 0,
     "rank": 1,
     "repeats": 1,
     "samples": 1,
@@ -229,6 +231,7 @@ LEAST = {
     "solve_on": 1,
     "steps": 1,
     "subsets": 2,
+    "tokens": 1,
     "tolerance": 1e-12,
     "top": 1,
 }

@@ -1,0 +1,291 @@
+"""What each stage of an analysis computes, moves and holds: one model of the costs.
+
+Counted from shapes alone: the model's own passes by a walk over its traced program
+(`influence.model.passes`), what is read of each layer by the counts that also choose
+between algorithms (`influence.linalg.count`). Nothing is computed, and no parameter has
+to exist. `docs/planning.md` derives every formula.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from influence.curvature.covariance import Factors, PerToken
+from influence.linalg.contract import wide
+from influence.model.passes import Pass, count
+from influence.model.reading import Reading
+from influence.model.tangents import covered, matrices
+from influence.model.task import Empirical, Labels, Sampled, Task, losses, read_loss
+from influence.model.trace import select, trace
+from influence.types import Batch, Layer, Params, named_leaves, with_leaves
+
+KEPT = 0.8
+"""Of the values autodiff keeps for the way back, what a compiler holds: it fuses chains
+of elementwise steps and computes some anew. XLA's own figures on the CPU are 0.71 to
+0.93 of the walk's (training step, reading; blocks in a Python loop or under a scan)."""
+
+
+class Subject(NamedTuple):
+    """A model, and what is read of it.
+
+    Attributes:
+      task: the model and its loss.
+      params: its parameters, or their shapes.
+      layers: those whose curvature is fitted.
+      every: all that it has.
+      factors: how the sides of a layer are looked at.
+    """
+
+    task: Task
+    params: Params
+    layers: tuple[Layer, ...]
+    every: tuple[Layer, ...]
+    factors: Factors = PerToken()
+
+
+class Work(NamedTuple):
+    """What is to be done.
+
+    Attributes:
+      context: tokens a sequence.
+      batch: sequences a batch, on each device.
+      samples: how many sequences the curvature is fitted to.
+      sequences: how many are scanned.
+      queries: how many questions are asked.
+      rank: of the queries; None for matrices.
+      token_sequences: how many are scanned token by token.
+    """
+
+    context: int
+    batch: int
+    samples: int
+    sequences: int
+    queries: int
+    rank: int | None = None
+    token_sequences: int = 0
+
+
+class Passes(NamedTuple):
+    """What the model's own passes over one batch take, readings left out.
+
+    Attributes:
+      step: forward and backward, gradients of all parameters: the unit.
+      sampled: forward, and back to the layers, labels drawn from the model.
+      given: the same with the labels of the data.
+      gradient: of one sequence, gradients of the layers.
+    """
+
+    step: Pass
+    sampled: Pass
+    given: Pass
+    gradient: Pass
+
+
+def subject(
+    task: Task,
+    params: Params,
+    layers: str | Sequence[str] = "*",
+    factors: Factors = PerToken(),
+) -> Subject:
+    """Returns a language model as something to be planned for.
+
+    Args:
+      task: the model and its loss.
+      params: its parameters, or their shapes (`jax.eval_shape`).
+      layers: a glob on the layers' names, or several.
+      factors: how the sides of a layer are looked at.
+
+    Raises:
+      ValueError: if a pattern matches no layer.
+
+    Example:
+      >>> from influence.attribution.cost import subject
+      >>> planned = subject(task, params, "block.mlp.*")
+      >>> [x.name for x in planned.layers]
+      ['block.mlp.up', 'block.mlp.down']
+    """
+    program = trace(task.outputs, params, shapes(2, 4).inputs)
+    chosen = factors.grouped(select(program, layers))
+    return Subject(task, params, chosen, select(program, "*"), factors)
+
+
+def shapes(examples: int, context: int) -> Batch:
+    """Returns a batch of token sequences, as shapes alone."""
+    shape = jax.ShapeDtypeStruct
+    tokens = shape((examples, context), jnp.int32)
+    inputs = {"tokens": tokens, "counts": shape((examples, context), jnp.bool_)}
+    keys = shape((examples, 2), jnp.uint32)
+    return _as_batch((inputs, keys, shape((examples,), jnp.bool_)))
+
+
+def _as_batch(parts: Any) -> Batch:
+    """Returns shapes where arrays are meant: whatever traces them does not mind."""
+    return Batch(*parts)
+
+
+def passes(of: Subject, context: int) -> Callable[[int], Passes]:
+    """Returns what the model's passes take, as a function of the batch size.
+
+    All of it is a part that does not depend on the size and one that grows with it, so
+    that two sizes tell of every other.
+
+    Example:
+      >>> from influence.attribution.cost import passes, subject
+      >>> at = passes(subject(task, params), 8)
+      >>> round(at(10).step.flops / at(5).step.flops, 3)
+      2.0
+    """
+    two, four = (_passes(of, shapes(n, context)) for n in (2, 4))
+
+    def at(examples: int) -> Passes:
+        def line(x: float, y: float) -> float:
+            return x + (y - x) * (examples - 2) / 2
+
+        step, sampled, given = (
+            Pass(*map(line, x, y)) for x, y in zip(two[:3], four[:3], strict=True)
+        )
+        return Passes(step, sampled, given, two.gradient)
+
+    return at
+
+
+def _passes(of: Subject, batch: Batch) -> Passes:
+    params = jax.eval_shape(lambda x: x, of.params)
+
+    def loss(params: Params, batch: Batch) -> Any:
+        outputs = of.task.outputs(params, batch.inputs)
+        return losses(of.task, outputs, of.task.labels(batch.inputs), batch).sum()
+
+    def gradient(params: Params, batch: Batch) -> Any:
+        def of_leaves(leaves: Any) -> Any:
+            return loss(with_leaves(params, leaves), batch)
+
+        found = jax.value_and_grad(of_leaves)(covered(params, of.layers))
+        return found[0], matrices(of.layers, found[1])
+
+    def read(labels: Labels, params: Params, batch: Batch) -> Any:
+        return read_loss(of.task, of.layers, _NOTHING, labels, params, batch, {})
+
+    single = jax.tree.map(lambda x: x.update(shape=(1, *x.shape[1:])), batch)
+    return Passes(
+        count(jax.value_and_grad(loss), params, batch),
+        count(partial(read, Sampled()), params, batch),
+        count(partial(read, Empirical()), params, batch),
+        count(gradient, params, single),
+    )
+
+
+def _nothing(a: Any, gs: Mapping[str, Any], given: Any, counted: Any) -> Any:
+    """Returns one number a layer, so that the gradient has to be there to be read."""
+    del a, given, counted
+    return {k: g[0, 0, 0] for k, g in gs.items()}
+
+
+def _nothing_of(ds: Mapping[str, Any], given: Any, counted: Any) -> Any:
+    del given, counted
+    return {k: d[0, 0, 0] for k, d in ds.items()}
+
+
+_NOTHING = Reading(_nothing, _nothing_of)
+
+
+class Shape(NamedTuple):
+    """One layer as costs see it.
+
+    Attributes:
+      copies: how many matrices it stacks.
+      stacked: whether a scan or a batched product walks over them.
+      reads: the layer whose input side it shares.
+      outputs: `O`.
+      inputs: `I`, with the column of a bias.
+      out_blocks: the lengths of the blocks of its output side; none: the diagonal.
+      in_blocks: and of its input side.
+      bytes: of one number of its statistics.
+    """
+
+    copies: int
+    stacked: bool
+    reads: str
+    outputs: int
+    inputs: int
+    out_blocks: tuple[int, ...]
+    in_blocks: tuple[int, ...]
+    bytes: int
+
+    @property
+    def matrix(self) -> float:
+        """Returns the bytes of one copy's eigenvalues, or of a gradient."""
+        return float(self.outputs * self.inputs * self.bytes)
+
+    @property
+    def weights(self) -> float:
+        """Returns the bytes of all copies' eigenvalues, or of a gradient."""
+        return self.copies * self.matrix
+
+
+def layer_shapes(of: Subject) -> list[Shape]:
+    """Returns the chosen layers as costs see them."""
+    weights = named_leaves(of.params)
+    return [
+        Shape(
+            prod(x.stack),
+            bool(x.stack),
+            x.reads,
+            x.outputs,
+            x.columns,
+            of.factors.outputs(x),
+            of.factors.inputs(x),
+            np.dtype(wide(weights[x.parameter].dtype)).itemsize,
+        )
+        for x in of.layers
+    ]
+
+
+class Side(NamedTuple):
+    """One side of a layer: how many copies, how long, in which blocks."""
+
+    copies: int
+    length: int
+    blocks: tuple[int, ...]
+    bytes: int
+
+    @property
+    def covariance(self) -> float:
+        """Returns the bytes of its covariances."""
+        each = sum(n * n for n in self.blocks) or self.length
+        return float(self.copies * each * self.bytes)
+
+    @property
+    def basis(self) -> float:
+        """Returns the bytes of its eigenvectors; none in the standard basis."""
+        return self.covariance if self.blocks else 0.0
+
+
+def sides(layers: Sequence[Shape]) -> list[Side]:
+    """Returns every side that has a covariance of its own."""
+    found, seen = [], set()
+    for x in layers:
+        if x.reads not in seen:
+            found.append(Side(x.copies, x.inputs, x.in_blocks, x.bytes))
+            seen.add(x.reads)
+        found.append(Side(x.copies, x.outputs, x.out_blocks, x.bytes))
+    return found
+
+
+def groups(layers: Sequence[Shape]) -> list[list[Shape]]:
+    """Returns the layers, those that read one activation together."""
+    found: dict[str, list[Shape]] = {}
+    for x in layers:
+        found.setdefault(x.reads, []).append(x)
+    return list(found.values())
+
+
+def parameter_bytes(params: Params) -> float:
+    """Returns the bytes of a model's parameters."""
+    leaves = jax.tree.leaves(params)
+    return float(sum(prod(x.shape) * x.dtype.itemsize for x in leaves))

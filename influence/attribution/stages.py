@@ -1,0 +1,369 @@
+"""The stages of an analysis, each with what it computes, moves and holds.
+
+Sizes of layers, samples and queries go in, numbers come out (`cost.py` has the words).
+Formulas follow what the passes allocate: statistics beside the state they are added to,
+gradients of a batch for one layer, queries multiplied out, scores on their way out.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from influence.attribution.cost import (
+    KEPT,
+    Passes,
+    Shape,
+    Side,
+    Subject,
+    Work,
+    groups,
+    layer_shapes,
+    parameter_bytes,
+    sides,
+)
+from influence.curvature.operator import TOGETHER
+from influence.linalg import count
+from influence.model.passes import Pass
+
+WIDE = 8
+"""Bytes of a number while a covariance is decomposed: float64."""
+
+COPIES = 5
+"""Of a matrix in float64 as it is decomposed: cast, made symmetric, the eigenvectors,
+and LAPACK's workspace of two."""
+
+
+class Stage(NamedTuple):
+    """One stage.
+
+    Attributes:
+      name: what it is.
+      batches: how many it takes, all devices together; 0 if it walks over no data.
+      parts: what one batch takes, by what is done; or all of it without batches.
+      memory: bytes by what they hold. `parameters`, `curvature`, `queries` and
+        `copies` of these can be split over devices, `activations` and `working` are
+        those of one device.
+      eigen: operations of eigendecompositions.
+      largest: of these, those of the largest side, which one device does.
+      summed: bytes of statistics that the devices add up once at the end.
+      exchanged: bytes that devices which share a matrix hand each other for a batch.
+    """
+
+    name: str
+    batches: float
+    parts: Mapping[str, Pass]
+    memory: Mapping[str, float]
+    eigen: float = 0.0
+    largest: float = 0.0
+    summed: float = 0.0
+    exchanged: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        """Returns all operations, on all devices."""
+        each = sum(x.flops for x in self.parts.values())
+        return self.eigen + each * (self.batches or 1)
+
+
+def stages(of: Subject, work: Work, at: Passes) -> list[Stage]:
+    """Returns the stages, in their order.
+
+    Args:
+      of: the model and its layers.
+      work: what is to be done.
+      at: what the model's passes over a batch of that size take.
+
+    Example:
+      >>> from influence.attribution.cost import Work, passes, subject
+      >>> from influence.attribution.stages import stages
+      >>> planned = subject(task, params, "block.*")
+      >>> work = Work(8, batch=2, samples=10, sequences=10, queries=1)
+      >>> [x.name for x in stages(planned, work, passes(planned, 8)(2))][:3]
+      ['covariances', 'eigendecomposition', 'eigenvalues']
+    """
+    layers, held = layer_shapes(of), parameter_bytes(of.params)
+    found = [
+        covariances(layers, work, at.sampled, held),
+        eigendecomposition(layers),
+        eigenvalues(layers, work, at.sampled, held),
+        query(layers, work, at, held),
+        scan(layers, work, at.given, held),
+    ]
+    if work.token_sequences:
+        found.append(scan_per_token(layers, work, at.given, held))
+    shared = _exchanged(of, work)
+    return [x._replace(exchanged=shared if x.batches else 0.0) for x in found]
+
+
+def _exchanged(of: Subject, work: Work) -> float:
+    """Returns what is handed on for a batch if every matrix is split over devices.
+
+    Of each matrix the shorter of input and output, forward and back, and both sides of
+    those that are read.
+    """
+    samples = work.batch * work.context
+    ways = sum(2 * x.copies * min(x.outputs, x.inputs) for x in _all(of))
+    read = sum(x.copies * (x.outputs + x.inputs) for x in layer_shapes(of))
+    return 4.0 * samples * (ways + read)
+
+
+def _all(of: Subject) -> list[Shape]:
+    return layer_shapes(of._replace(layers=of.every))
+
+
+def step(work: Work, at: Pass, parameters: float) -> Stage:
+    """Returns a forward and backward pass, what everything is compared with."""
+    memory = {
+        "parameters": parameters,
+        "activations": KEPT * at.held,
+        "working": parameters,
+    }
+    return Stage("forward+backward", work.sequences / work.batch, {"model": at}, memory)
+
+
+def covariances(
+    layers: Sequence[Shape], work: Work, at: Pass, parameters: float
+) -> Stage:
+    """Returns the pass that sums covariances."""
+    samples = work.batch * work.context
+    all_sides = sides(layers)
+    state = sum(x.covariance for x in all_sides)
+    products = sum(
+        x.copies * (sum(count.gram(samples, n) for n in x.blocks) or samples * x.length)
+        for x in all_sides
+    )
+    rows = sum(x.copies * samples * x.length * x.bytes for x in all_sides)
+    # Each is masked, read by strips, added to the sums.
+    reading = Pass(flops=2.0 * products, moved=rows + state, made=rows + 3 * state)
+    masked = max(
+        samples * (g[0].inputs + sum(x.outputs for x in g)) * g[0].bytes
+        for g in groups(layers)
+    )
+    beside = sum(x.covariance for x in sides([x for x in layers if x.stacked]))
+    # At the end the means stand beside the sums, and activations are gone.
+    memory = {
+        "parameters": parameters,
+        "curvature": state,
+        "copies": max(beside, state - KEPT * at.held - masked),
+        "activations": KEPT * at.held,
+        "working": masked,
+    }
+    batches = work.samples / work.batch
+    parts = {"model": at, "covariances": reading}
+    return Stage("covariances", batches, parts, memory, summed=state)
+
+
+def eigendecomposition(layers: Sequence[Shape]) -> Stage:
+    """Returns the eigenvectors of every side."""
+    all_sides = sides(layers)
+    each = [x.copies * sum(map(count.eigen, x.blocks)) for x in all_sides]
+    state = sum(x.covariance for x in all_sides)
+    memory = {
+        "curvature": state + sum(x.basis for x in all_sides),
+        "working": max(map(_decomposing, all_sides)),
+    }
+    return Stage(
+        "eigendecomposition",
+        0,
+        {},
+        memory,
+        eigen=float(sum(each)),
+        largest=float(max(each)),
+        summed=state,
+    )
+
+
+def _decomposing(side: Side) -> float:
+    """Returns what decomposing a side holds; all of its copies are cast at once."""
+    numbers = max((n * n for n in side.blocks), default=0)
+    return side.copies * numbers * (3 * WIDE + side.bytes) + (COPIES - 3) * (
+        numbers * WIDE
+    )
+
+
+def _rotated(group: Sequence[Shape], work: Work) -> Pass:
+    """Returns a batch's gradients in the eigenbasis, of layers with one input."""
+    samples, total = work.batch * work.context, Pass()
+    for i, x in enumerate(group):
+        size = (x.outputs, x.inputs)
+        blocks = (x.out_blocks, x.in_blocks)
+        # The input is turned once for all layers that read it.
+        own = (x.out_blocks, () if i else x.in_blocks)
+        first = count.turned_positions(work.context, *blocks)
+        whole = count.turned_matrix(*size, *blocks)
+        turning = count.turned_positions(work.context, *own)
+        products = min(turning, whole) if first <= whole else whole
+        products += count.gradient(work.context, *size)
+        d = work.batch * x.matrix
+        rows = samples * (x.outputs + x.inputs) * x.bytes
+        made = d + (rows if first <= whole else 4 * d)
+        one = Pass(flops=2.0 * products * work.batch, moved=rows + d, made=made)
+        total = total.then(one.times(x.copies))
+    return total
+
+
+def eigenvalues(
+    layers: Sequence[Shape], work: Work, at: Pass, parameters: float
+) -> Stage:
+    """Returns the pass that refits eigenvalues."""
+    reading = Pass()
+    for group in groups(layers):
+        reading = reading.then(_rotated(group, work))
+    lam = sum(x.weights for x in layers)
+    bases = sum(x.basis for x in sides(layers))
+    gradients = max(sum(x.matrix for x in g) for g in groups(layers)) * work.batch
+    beside = sum(x.weights for x in layers if x.stacked)
+    memory = {
+        "parameters": parameters,
+        "curvature": bases + lam,
+        "activations": KEPT * at.held,
+        "copies": max(beside, lam - KEPT * at.held - 2 * gradients),
+        "working": 2 * gradients,
+    }
+    batches = work.samples / work.batch
+    parts = {"model": at, "eigenvalues": reading}
+    return Stage("eigenvalues", batches, parts, memory, summed=lam)
+
+
+def query(layers: Sequence[Shape], work: Work, at: Passes, parameters: float) -> Stage:
+    """Returns the queries' gradients, solved and, if a rank is given, compressed."""
+    asked, one = work.queries, at.gradient
+    # What one sequence's pass holds beyond its activations are gradients of weights.
+    activations = min(one.held, at.given.held / work.batch)
+    weights = sum(x.weights for x in layers)
+    bases = sum(x.basis for x in sides(layers))
+    products = sum(
+        2 * x.copies * count.turned_matrix(*_size(x), *_blocks(x)) for x in layers
+    )
+    solving = Pass(
+        flops=2.0 * asked * products,
+        moved=2 * asked * weights + bases * asked / TOGETHER,
+        made=6 * asked * weights,
+    )
+    parts = {"model": one.times(asked), "solving": solving}
+    largest = max(layers, key=lambda x: x.weights)
+    # While one layer is solved it is copied in and out; before, the gradients of all
+    # queries are stacked layer by layer.
+    copies = 2 * asked * largest.weights
+    working = 4 * min(asked, TOGETHER) * largest.matrix
+    kept, eigen = 2 * asked * weights, 0.0
+    if work.rank is not None:
+        kept += asked * query_bytes(layers, work.rank)
+        short = max(x.copies * min(_size(x)) ** 2 for x in layers)
+        working = max(working, asked * short * (3 * WIDE + 4))
+        # To see what is kept every layer multiplies its factors out again, and the
+        # next layer does not wait for it.
+        copies = max(copies, asked * weights)
+        eigen = float(
+            asked * sum(x.copies * count.eigen(min(_size(x))) for x in layers)
+        )
+    memory = {
+        "parameters": parameters,
+        "curvature": bases + weights,
+        "queries": kept,
+        "copies": copies + KEPT * (one.held - activations),
+        "activations": KEPT * activations,
+        "working": working,
+    }
+    return Stage("query", 0, parts, memory, eigen=eigen, largest=eigen)
+
+
+def query_bytes(layers: Sequence[Shape], rank: int | None) -> float:
+    """Returns the bytes of one query, as matrices or as factors."""
+    if rank is None:
+        return sum(x.weights for x in layers)
+    return float(
+        sum(x.copies * min(rank, *_size(x)) * sum(_size(x)) * x.bytes for x in layers)
+    )
+
+
+def _size(x: Shape) -> tuple[int, int]:
+    return x.outputs, x.inputs
+
+
+def _blocks(x: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return x.out_blocks, x.in_blocks
+
+
+def scan(layers: Sequence[Shape], work: Work, at: Pass, parameters: float) -> Stage:
+    """Returns the pass that scores every sequence, through every layer."""
+    samples, reading, expanded = work.batch * work.context, Pass(), 0.0
+    for x in layers:
+        products, whole = _scanned(x, work)
+        rows = samples * (x.outputs + x.inputs) * x.bytes
+        read = work.queries * query_bytes([x], work.rank)
+        made = 0.0
+        if whole:
+            d = work.batch * x.weights
+            read, made = work.queries * x.weights + d, d
+        if whole and work.rank is not None:
+            out = work.queries * (x.matrix if x.stacked else x.weights)
+            # A scan multiplies out one block's queries; blocks in a loop all at once.
+            expanded = max(expanded, out) if x.stacked else expanded + out
+            made += work.queries * x.weights
+        if not whole:
+            made = 2.0 * x.copies * samples * work.queries * (work.rank or 0) * x.bytes
+        one = Pass(flops=2.0 * products * x.copies, moved=rows * x.copies + read)
+        reading = reading.then(one._replace(made=made))
+    return _scoring("scan", layers, work, at, parameters, reading, expanded)
+
+
+def _scanned(x: Shape, work: Work) -> tuple[float, bool]:
+    """Returns the multiplications for one copy of a layer, and whether it is dense."""
+    size = _size(x)
+    dense = count.dense_scan(work.batch, work.context, work.queries, *size)
+    if work.rank is None:
+        return dense, True
+    rank = min(work.rank, *size)
+    dense += count.expanded(work.queries, rank, *size)
+    samples = work.batch * work.context
+    parts = count.factored_scan(samples, work.queries, rank, *size)
+    return min(dense, parts), dense < parts
+
+
+def scan_per_token(
+    layers: Sequence[Shape], work: Work, at: Pass, parameters: float
+) -> Stage:
+    """Returns the pass that scores every position of some sequences."""
+    samples, reading = work.batch * work.context, Pass()
+    for x in layers:
+        size = _size(x)
+        if work.rank is None:
+            products = count.dense_tokens(samples, work.queries, *size)
+            made = 2.0 * samples * work.queries * min(size) * x.bytes
+        else:
+            rank = min(work.rank, *size)
+            products = count.factored_scan(samples, work.queries, rank, *size)
+            made = 3.0 * samples * work.queries * rank * x.bytes
+        read = work.queries * query_bytes([x], work.rank) / x.copies
+        one = Pass(flops=2.0 * products, moved=read + made, made=made)
+        reading = reading.then(one.times(x.copies))
+    stage = _scoring("scan, per token", layers, work, at, parameters, reading, 0.0)
+    matrices = sum(x.copies for x in layers)
+    scores = 4.0 * samples * work.queries * matrices
+    ended = 4.0 * work.token_sequences * work.context * work.queries * matrices
+    memory = dict(stage.memory)
+    memory["working"] = memory["working"] + 2 * scores + 2 * ended
+    batches = work.token_sequences / work.batch
+    return stage._replace(batches=batches, memory=memory)
+
+
+def _scoring(
+    name: str,
+    layers: Sequence[Shape],
+    work: Work,
+    at: Pass,
+    parameters: float,
+    reading: Pass,
+    expanded: float,
+) -> Stage:
+    asked = work.queries
+    gradients = max(sum(x.matrix for x in g) for g in groups(layers)) * work.batch
+    memory = {
+        "parameters": parameters,
+        "queries": asked * query_bytes(layers, work.rank),
+        "copies": expanded,
+        "activations": KEPT * at.held,
+        "working": 2 * gradients,
+    }
+    parts = {"model": at, "scores": reading}
+    return Stage(name, work.sequences / work.batch, parts, memory)
