@@ -14,12 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-<<<<<<< HEAD
 from influence.fold import Fold, Sums
-=======
-from influence.fold import Fold
 from influence.linalg import count
->>>>>>> plan
 from influence.linalg.basis import Basis
 from influence.linalg.contract import contract, wide
 from influence.model.reading import Reading, by_layer

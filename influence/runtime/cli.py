@@ -16,8 +16,24 @@ from influence.runtime.evaluating.options import Lds, Methods, Pbrf, Removal
 from influence.runtime.planning import planning
 from influence.runtime.planning.planning import Plan
 from influence.runtime.processes import check_alone, join, leads
-from influence.runtime.run import asking, fitting, scanning, showing
-from influence.runtime.run.options import Fit, Query, Report, Scan, Show, Status
+from influence.runtime.run import (
+    asking,
+    fitting,
+    indexing,
+    scanning,
+    searching,
+    showing,
+)
+from influence.runtime.run.options import (
+    Fit,
+    Index,
+    Query,
+    Report,
+    Scan,
+    Search,
+    Show,
+    Status,
+)
 from influence.runtime.sae import browsing, linking, steering, training
 from influence.runtime.sae import judging as judgement
 from influence.runtime.sae.options import Eval, Features, Link, Train
@@ -69,6 +85,18 @@ def query(options: Annotated[Query, tyro.conf.arg(name=""), Flat]) -> None:
 def scan(options: Annotated[Scan, tyro.conf.arg(name=""), Flat]) -> None:
     """Scores every training sequence for everything that was asked."""
     scanning.scan(options, _console())
+
+
+@app.command
+def index(options: Annotated[Index, tyro.conf.arg(name=""), Flat]) -> None:
+    """Makes a short vector of every training sequence, for `search`."""
+    indexing.index(options, _alone("index"))
+
+
+@app.command
+def search(options: Annotated[Search, tyro.conf.arg(name=""), Flat]) -> None:
+    """Asks an index: a new question, and no pass over the corpus."""
+    searching.search(options, _alone("search"))
 
 
 @app.command

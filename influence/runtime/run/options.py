@@ -172,6 +172,80 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Index:
+    """Makes a short vector of every training sequence, for `influence search`.
+
+    Attributes:
+      run: The run folder.
+      data: A corpus to index, `PATH` or `NAME=PATH`; once for each of several. That of
+        the fit if left out. What was indexed before stays.
+      size: Bytes a sequence, at the most.
+      kind: How they are looked up: `flat`, compared one and all; `ivf` and `ivfpq`,
+        lists around centres; `hnsw`, a graph.
+      damping: As a multiple of the mean eigenvalue, of the vectors. Questions may be
+        solved with another.
+      batch: Sequences a batch; measured if left out.
+      save_every: Seconds between saves, or more if saving takes over 2 % of the time.
+    """
+
+    run: Folder
+    data: Repeated = ()
+    size: Annotated[int, tyro.conf.arg(name="bytes")] = 512
+    kind: Literal["flat", "ivf", "ivfpq", "hnsw"] = "flat"
+    damping: float = 0.1
+    batch: int | None = None
+    save_every: float = 60.0
+
+
+@dataclass(frozen=True)
+class Search:
+    """Asks an index: a new question, and no pass over the corpus.
+
+    Attributes:
+      run: The run folder.
+      prompt: What comes before; once for every question.
+      completion: What the model says then; as often as prompts.
+      queries: A file of questions, as for `query`.
+      solver: As of `query`.
+      damping: As of `query`.
+      solve_on: As of `query`.
+      steps: As of `query`.
+      rescore: How many sequences of either sign are looked up for each question, and
+        scored exactly.
+      top: How many sequences of either sign are shown.
+      n_train: How many sequences the model was trained on, if not those indexed.
+      out: A page to write, with layers and tokens.
+    """
+
+    run: Folder
+    prompt: Repeated = ()
+    completion: Repeated = ()
+    queries: Path | None = None
+    solver: Literal["ekfac", "cg"] = "ekfac"
+    damping: float | None = None
+    solve_on: int = 1024
+    steps: int = 5
+    rescore: int = 200
+    top: int = 5
+    n_train: int | None = None
+    out: Path | None = None
+
+    @property
+    def asked(self) -> Query:
+        """Returns what is asked, as `query` is told it."""
+        return Query(
+            self.run,
+            self.prompt,
+            self.completion,
+            self.queries,
+            solver=self.solver,
+            damping=self.damping,
+            solve_on=self.solve_on,
+            steps=self.steps,
+        )
+
+
+@dataclass(frozen=True)
 class Show:
     """Prints the sequences that matter most, with their text.
 
@@ -225,6 +299,7 @@ LEAST = {
     "per_token": 0,
     "rank": 1,
     "repeats": 1,
+    "rescore": 1,
     "samples": 1,
     "sequences": 3,
     "save_every": 0,

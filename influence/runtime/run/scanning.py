@@ -1,7 +1,7 @@
 """`influence scan`: every training sequence's score, streamed to the disk."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from influence.runtime.models import Model
 from influence.runtime.processes import check_alone, led, several
 from influence.runtime.run.asking import asked, queries_file, question_tokens
 from influence.runtime.run.batching import Measured, halving
+from influence.runtime.run.corpora import corpora
 from influence.runtime.run.fitting import fitted
 from influence.runtime.run.job import (
     GB,
@@ -37,7 +38,7 @@ from influence.runtime.run.job import (
 )
 from influence.runtime.run.kept import named, scores_at, shares_at
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
-from influence.runtime.run.options import Data, Scan, check_numbers
+from influence.runtime.run.options import Scan, check_numbers
 from influence.runtime.run.parts import Walk, forgotten, parts_of, score_parts
 from influence.runtime.run.stream import Names, Stream, read_scores
 from influence.types import Batch
@@ -92,14 +93,14 @@ def scan(
         own = job.model(MODEL)
         fitted_to = job.corpus(own)
         _check_alike(job)
-        corpora = _corpora(job, own, options, fitted_to)
-        rows = sum(len(x.packed) for x in corpora)
-        job.note("scanned", corpora=[x.source.name for x in corpora])
+        found = corpora(job, own, options.data, fitted_to)
+        rows = sum(len(x.packed) for x in found)
+        job.note("scanned", corpora=[x.source.name for x in found])
         for role in job.roles:
             model = own if role == MODEL else job.model(role)
             fitted(job, role, model, fitted_to)
             query = _asked(job, role, model)
-            for corpus in corpora:
+            for corpus in found:
                 _Scanning(job, role, model, query, corpus, rows, options).all()
     return ledger
 
@@ -144,35 +145,6 @@ def _asked(job: Job, role: str, model: Model) -> Query:
         )
     found = job.ledger.run.read(queries_file(role), formats.read_query)
     return found if job.layout is None else job.layout.shard(found)
-
-
-def _corpora(job: Job, model: Model, options: Scan, own: Corpus) -> list[Corpus]:
-    """Returns what is scanned: the corpus of the fit, or those that are named.
-
-    Raises:
-      ValueError: if two would have one name.
-    """
-    asked = [_named(job, x) for x in options.data]
-    names = [job.source(*x).name for x in asked]
-    for name, (data, _) in zip(names, asked, strict=True):
-        taken = name == own.source.name and data.data != job.options.data.data
-        if taken or names.count(name) > 1:
-            raise ValueError(
-                f"Two corpora are called {name!r}, and so would their sequences be. "
-                f"Name {data.data} otherwise: --data NAME={data.data}."
-            )
-    return [job.pack(model, *x) for x in asked] or [own]
-
-
-def _named(job: Job, said: str) -> tuple[Data, str | None]:
-    """Returns a corpus of `PATH` or `NAME=PATH`, read as that of the fit is."""
-    name, equals, place = said.partition("=")
-    if not equals or Path(said).exists():
-        name, place = "", said
-    own = job.options.data
-    if place == own.data:
-        return own, name or None
-    return replace(own, data=place, split=None, pattern="*"), name or None
 
 
 @dataclass(frozen=True)

@@ -5,39 +5,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import xarray as xr
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from influence.attribution.scores import rankings
-from influence.model.continuation import Continuation, continuations
-from influence.model.examples import prompted
 from influence.runtime import formats
-from influence.runtime.corpus.packed import Packed, check_chunks, check_packed
-from influence.runtime.corpus.tokenizer import ModelTokenizer
-from influence.runtime.models import Model, parameters
+from influence.runtime.corpus.packed import check_chunks, check_packed
 from influence.runtime.report import page
 from influence.runtime.run.asking import (
-    Question,
     asked,
     chosen,
     queries_file,
-    question_tokens,
 )
-from influence.runtime.run.found import Found, found, sequence_tokens
+from influence.runtime.run.codes import check_codes
+from influence.runtime.run.found import found
+from influence.runtime.run.indexing import codes_at
 from influence.runtime.run.job import MODEL, Job, Models, code, opened_job
 from influence.runtime.run.kept import check_scores, named, scores_at
 from influence.runtime.run.ledger import locked, opened
 from influence.runtime.run.options import Report, Show, Status
+from influence.runtime.run.paging import Pages
+from influence.runtime.run.printing import extremes, print_rankings
 from influence.runtime.run.stream import check_begun
 from influence.runtime.sae.linked import carried
 from influence.runtime.saves import Saves
 from influence.runtime.store import Run
-
-SNIPPET = 240
-"""How many characters of a sequence are shown in a terminal."""
 
 REPORT, DIFFERENCE = "report.html", "report-difference.html"
 
@@ -62,33 +54,8 @@ def show(
     known = asked(job)
     wanted = chosen(known, options.query)
     total = total.isel(query=[known.index(x) for x in wanted])
-    highest = rankings(total, options.top)
-    lowest = rankings(total, options.top, lowest=True)
-    ids = {y.id for x in (*highest, *lowest) for y in x}
-    texts = results.texts(sorted(ids))
-    for question, up, down in zip(wanted, highest, lowest, strict=True):
-        job.console.rule(escape(str(question)), align="left")
-        for ranking, what in ((up, "raises it most"), (down, "lowers it most")):
-            table = Table(title=f"{what} ({ranking.unit})", title_justify="left")
-            table.add_column("score", justify="right")
-            for name in ("sequence", "text"):
-                table.add_column(name, overflow="fold")
-            for x in ranking:
-                table.add_row(f"{x.score:+.3g}", escape(x.id), _snippet(texts[x.id]))
-            job.console.print(table)
-    job.console.print(_about(total), highlight=False)
-
-
-def _about(total: xr.DataArray) -> str:
-    """Returns what the numbers are."""
-    keys = ("curvature", "damping", "solver", "n_train", "kept", "candidates")
-    said = ", ".join(f"{k}: {total.attrs[k]}" for k in keys if k in total.attrs)
-    return f"{total.attrs['sign']}. {said}."
-
-
-def _snippet(text: str) -> str:
-    short = text if len(text) <= SNIPPET else text[:SNIPPET] + "…"
-    return escape(" ".join(short.split()))
+    texts = results.texts(extremes(total, options.top))
+    print_rankings(job.console, wanted, total, texts, options.top)
 
 
 def report(
@@ -111,97 +78,17 @@ def report(
         results, model = found(job), job.model(MODEL)
         for name, difference in ((REPORT, False), (DIFFERENCE, True)):
             if not difference or len(job.roles) > 1:
-                made = _findings(job, results, model, difference)
+                total = results.total(difference=difference)
+                wanted = page.shown(total, page.COLUMNS)
+                features = {} if difference else carried(job)
+                made = Pages(results, model, asked(job), features).findings(
+                    total,
+                    results.layers(wanted, difference=difference),
+                    results.shares(difference=difference),
+                )
                 job.ledger.run.write(name, formats.write_text(page.render(made)))
                 job.console.print(f"The page: {job.folder / name}", soft_wrap=True)
     return job.folder / REPORT
-
-
-def _findings(
-    job: Job, results: Found, model: Model, difference: bool
-) -> page.Findings:
-    total = results.total(difference=difference)
-    shares = results.shares(difference=difference)
-    wanted = page.shown(total, page.COLUMNS)
-    layers = results.layers(wanted, difference=difference)
-    texts = {x: _pieces(results, x, model.tokenizer) for x in page.shown(total)}
-    # The difference may show sequences that neither ranking does, split over nothing.
-    shares = shares.reindex(train=page.shown(total)).fillna(0.0)
-    return page.Findings(
-        facts=_facts(job, results, model, total),
-        questions=_questions(job, results, model),
-        total=total,
-        layers=layers,
-        pieces=texts,
-        shares=shares,
-        check=None,
-        features={} if difference else carried(job),
-    )
-
-
-def _pieces(results: Found, id_: str, tokenizer: ModelTokenizer | None) -> list[str]:
-    """Returns a sequence's text, token by token."""
-    ids = sequence_tokens(results.corpora[id_.rsplit(":", 2)[0]].packed, id_)
-    if tokenizer is None:
-        return [f"{x} " for x in ids]
-    said, reached = [], ""
-    for stop in range(1, len(ids) + 1):
-        text = tokenizer.tokenizer.decode(ids[:stop], skip_special_tokens=False)
-        # Half a character decodes to a mark that the next token takes back.
-        whole = text.rstrip("\ufffd") if stop < len(ids) else text
-        said.append(whole[len(reached) :])
-        reached = whole if len(whole) >= len(reached) else reached
-    return said
-
-
-def _facts(
-    job: Job, results: Found, model: Model, total: xr.DataArray
-) -> list[tuple[str, str]]:
-    options, attrs = job.options, total.attrs
-    facts = [
-        ("model", options.model if MODEL not in job.given else "given"),
-        ("parameters", f"{parameters(model.params):,}"),
-        ("corpora", ", ".join(results.corpora)),
-        ("sequences", f"{total.sizes['train']:,} scored"),
-        ("layers", " ".join(options.layers)),
-        ("curvature", f"{attrs['curvature']}, {attrs['curvature_sequences']:,} seq."),
-        ("damping", str(attrs["damping"])),
-        ("solver", str(attrs["solver"])),
-    ]
-    if "of" in attrs:
-        facts.append(("scores", str(attrs["of"])))
-    return facts
-
-
-def _questions(job: Job, results: Found, model: Model) -> Mapping[str, page.Question]:
-    known = asked(job)
-    tokens = {x.name: question_tokens(model, x, x.completion) for x in known}
-    counts = np.zeros(model.vocabulary, np.int64)
-    for corpus in results.corpora.values():
-        counts += _frequencies(corpus.packed, model.vocabulary)
-    said = continuations(model.task, model.params, prompted(tokens), counts)
-    return {
-        x.name: _question(x, continuation)
-        for x, continuation in zip(known, said, strict=True)
-    }
-
-
-def _question(one: Question, continuation: Continuation) -> page.Question:
-    kind = "asked" if one.instead is None else f"rather than {one.instead!r}"
-    prompt, completion = (
-        x if isinstance(x, str) else " ".join(map(str, x))
-        for x in (one.prompt, one.completion)
-    )
-    return page.Question(kind, prompt, completion, continuation)
-
-
-def _frequencies(packed: Packed, vocabulary: int) -> np.ndarray:
-    """Returns how often each token occurs in a corpus, `[V]`, a part at a time."""
-    counts, step = np.zeros(vocabulary, np.int64), 1 << 22
-    for start in range(0, packed.length, step):
-        stop = min(start + step, packed.length)
-        counts += np.bincount(packed.tokens[start:stop], minlength=vocabulary)
-    return counts
 
 
 class _Row(NamedTuple):
@@ -280,6 +167,7 @@ def _now(
         "scores": scores.get("checksum", "none"),
         "questions": queries["inputs"].get("questions", "none"),
         "retrainings": truth.get("key", "none"),
+        "index": job.ledger.stages.get(f"index of {corpus}", {}).get("key", "none"),
         "responses": job.ledger.stages.get("responses", {}).get("key", "none"),
         **_made(job, role),
     }
@@ -324,11 +212,13 @@ def _upstream(job: Job, name: str, entry: Mapping[str, Any]) -> list[str]:
         return [f"corpus {corpus}", f"queries of {role}"]
     if kind in ("baseline", "retrainings"):
         return [f"corpus {corpus}"]
-    if kind == "responses":
+    if kind in ("responses", "index"):
         return [
             f"corpus {corpus}",
             *job.noted(f"curvature of {role}").get("stages", []),
         ]
+    if kind == "look-up":
+        return [f"index of {corpus}"]
     scores = f"scores of {named(str(role), corpus)}"
     if kind == "LDS":
         return [scores, "baseline", f"retrainings by {entry['protocol']}"]
@@ -362,6 +252,8 @@ def _damage(job: Job) -> Iterator[tuple[str, str]]:
             begun = partial(check_begun, scores_at(*asked_of))
             whole = partial(check_scores, *asked_of)
             checks.append((name, whole if finished else begun))
+        if name.startswith("index of "):
+            checks.append((name, partial(check_codes, codes_at(job, corpus))))
         saves = job.saves(name).glob("*")
         checks += [(name, Saves(x, entry["key"], 0.0).check) for x in saves]
     for name, check in checks:

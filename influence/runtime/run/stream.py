@@ -100,7 +100,7 @@ class Stream:
         """
         lines = committed(self.log)
         if lines and lines[0].get("key") == self.key and self.path.is_dir():
-            _cut(self.log)
+            cut(self.log)
             for torn in self.path.rglob("*.partial"):  # zarr's, of a process killed
                 torn.unlink()
             self.done = lines[-1].get("stop", 0)
@@ -208,7 +208,7 @@ class Stream:
             os.fsync(file.fileno())
 
 
-def _cut(log: Path) -> None:
+def cut(log: Path) -> None:
     """Leaves nothing in a log behind its last whole line."""
     os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
 
