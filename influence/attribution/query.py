@@ -10,12 +10,11 @@ log-probability, a contrast of two, the activation of a feature. Its gradient is
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from jax import Array
 
 from influence.attribution.forms import Compress, Compressed, Dense, Form, Reform
@@ -28,6 +27,9 @@ from influence.linalg.kronecker import Kronecker
 from influence.model.check import check_params
 from influence.model.tangents import covered, matrices
 from influence.types import Layer, Params, with_leaves
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @partial(
@@ -71,7 +73,7 @@ class Query:
         train: Sequence[str],
         n_train: int | None,
         **rest: Sequence[Any],
-    ) -> xr.DataArray:
+    ) -> "xr.DataArray":
         """Returns scores `(query, train, …)` with what there is to say of them.
 
         Args:

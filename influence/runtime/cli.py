@@ -13,6 +13,7 @@ from influence.runtime.demo import FAST, LARGE, SMALL
 from influence.runtime.demo import demo as run_demo
 from influence.runtime.evaluating import comparing, judging, removing, responding
 from influence.runtime.evaluating.options import Lds, Methods, Pbrf, Removal
+from influence.runtime.programs import keep_programs
 from influence.runtime.run import asking, fitting, scanning, showing
 from influence.runtime.run.options import Fit, Query, Report, Scan, Show, Status
 from influence.runtime.sae import browsing, linking, steering, training
@@ -148,6 +149,7 @@ def version() -> None:
 def main() -> None:
     """Runs the command line."""
     keep_memory()
+    keep_programs()
     try:
         app.cli(prog="influence")
     except (ValueError, OSError, MemoryError, ImportError) as error:
