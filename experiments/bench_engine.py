@@ -155,7 +155,7 @@ WHOLE = ("covariance", "eigendecomposition", "eigenvalues", "query + scan")
 
 
 def whole(stages: Mapping[str, Timed]) -> dict[str, Timed]:
-    """Returns the stages, and all of a first set of queries as one if they are there."""
+    """Returns the stages, and all for a first set of queries as one, if it is there."""
     if not stages.keys() >= set(WHOLE):
         return dict(stages)
     parts = [stages[name] for name in WHOLE]
