@@ -9,21 +9,24 @@ With `--peers` kronfluence does the same stages in the same run, turn by turn, a
 table says where it is ahead.
 
 * Each contender is a process of its own (`contender.py`); compiling is timed apart.
-* Figures are of the fastest of `--repetitions`. On a machine that others use, believe
-  those of processor time; ratios are of these.
+* Figures are the medians of `--repetitions`, and the highest peak. On a machine that
+  others use, believe those of processor time; ratios are of these.
 * kronfluence solves for its queries anew in every scan. What that takes is measured by
-  a scan of one sequence (its "query") and taken off its scans.
+  a scan of one sequence (its "query") and taken off its scans, a difference that errs
+  the more the fewer sequences there are. The rows "query + scan" have all of it, on
+  both sides, and "pipeline" what one set of queries takes from the covariances on.
 * Labels are sampled, damping is 0.1 of the mean eigenvalue, numbers are float32.
-  Every contender is given the batch sizes that a sweep found fastest for it, and keeps
-  the memory it has once had (`influence.runtime.allocator`).
+  Every contender is given the batch sizes that a sweep found fastest for it, the engine
+  smaller ones on MEDIUM, as fast and with less memory; and all the same allocator.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -44,9 +47,9 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "medium": {
         "blocks": 8, "width": 384, "hidden": 1536, "heads": 6, "context": 256,
-        "queries": 32, "sequences": 32, "token_sequences": 4,
+        "queries": 32, "sequences": 64, "token_sequences": 4,
         "batch": {
-            OURS: {"": 8, "tokens": 4},
+            OURS: {"": 4},
             "kronfluence": {"": 4, "unit": 16, "scan": 8, "tokens": 2},
         },
     },
@@ -63,20 +66,29 @@ class Timed(NamedTuple):
     Attributes:
       tokens: how many it passed through the model; None if it passes none.
       first: a little of it, compiling included.
-      best: the fastest time on the clock, of processor time, and the highest peak.
+      cost: the median time on the clock and of processor time, and the highest peak.
     """
 
     tokens: int | None
     first: Cost
-    best: Cost
+    cost: Cost
 
 
 Results = Mapping[str, Mapping[str, Timed]]
 """By contender and stage."""
 
 
-def timed(job: Job, modules: Mapping[str, str], repetitions: int, say: Any) -> Results:
-    """Returns what every contender took for every stage, done turn by turn."""
+def timed(
+    job: Job,
+    modules: Mapping[str, str],
+    repetitions: int,
+    say: Any,
+    chosen: Collection[str] = (),
+) -> Results:
+    """Returns what every contender took for every stage, done turn by turn.
+
+    Only for those chosen, if any are; each needs what those before it leave.
+    """
     found: dict[str, dict[str, Timed]] = {name: {} for name in modules}
     with ExitStack() as stack:
         contenders = {
@@ -84,6 +96,8 @@ def timed(job: Job, modules: Mapping[str, str], repetitions: int, say: Any) -> R
             for name, module in modules.items()
         }
         for stage in contenders[OURS].tokens:
+            if chosen and stage not in (UNIT, *chosen):
+                continue
             say(stage)
             taking_part = {k: x for k, x in contenders.items() if stage in x.tokens}
             first = {name: x.begin(stage) for name, x in taking_part.items()}
@@ -93,29 +107,71 @@ def timed(job: Job, modules: Mapping[str, str], repetitions: int, say: Any) -> R
                     costs[name].append(contender.work(stage))
             for name, each in costs.items():
                 tokens = contenders[name].tokens[stage]
-                found[name][stage] = Timed(tokens, first[name], best(each))
+                found[name][stage] = Timed(tokens, first[name], typical(each))
     return found
 
 
-def best(costs: list[Cost]) -> Cost:
-    """Returns the least time of each kind, and the most memory."""
+def typical(costs: list[Cost]) -> Cost:
+    """Returns the median time of each kind, and the most memory."""
     walls, cpus, peaks = zip(*costs, strict=True)
-    return Cost(min(walls), min(cpus), max(peaks))
+    return Cost(median(walls), median(cpus), max(peaks))
 
 
 def without_queries(stages: Mapping[str, Timed], low: str) -> dict[str, Timed]:
-    """Returns the stages, that of solving for the queries taken off every scan."""
+    """Returns the stages, that of solving for the queries taken off every scan.
+
+    What they were with it are rows of their own.
+    """
     found = {}
     for name, x in stages.items():
-        solving = stages.get(f"query{low}" if name.endswith(low) else "query")
-        if name.startswith("scan") and solving is not None:
-            wall = x.best.seconds - solving.best.seconds
-            cpu = x.best.cpu_seconds - solving.best.cpu_seconds
-            # A scan no dearer than its queries can't be told from nothing.
-            left = Cost(max(wall, 1e-9), max(cpu, 1e-9), x.best.peak_mb)
-            x = x._replace(best=left)
         found[name] = x
+        solving = stages.get(query_of(name, low))
+        if name.startswith("scan") and solving is not None:
+            wall = x.cost.seconds - solving.cost.seconds
+            cpu = x.cost.cpu_seconds - solving.cost.cpu_seconds
+            # A scan no dearer than its queries can't be told from nothing.
+            left = Cost(max(wall, 1e-9), max(cpu, 1e-9), x.cost.peak_mb)
+            found |= {name: x._replace(cost=left), f"query + {name}": x}
     return found
+
+
+def with_queries(stages: Mapping[str, Timed], low: str) -> dict[str, Timed]:
+    """Returns the stages, every scan also together with solving for its queries."""
+    found = dict(stages)
+    for name, x in stages.items():
+        solving = stages.get(query_of(name, low))
+        if name.startswith("scan") and solving is not None:
+            found[f"query + {name}"] = together(x.tokens, [solving, x])
+    return found
+
+
+def query_of(scan: str, low: str) -> str:
+    """Returns the stage that solves for a scan's queries."""
+    return f"query{low}" if scan.endswith(low) else "query"
+
+
+WHOLE = ("covariance", "eigendecomposition", "eigenvalues", "query + scan")
+"""What it takes to have the scores of a first set of queries."""
+
+
+def whole(stages: Mapping[str, Timed]) -> dict[str, Timed]:
+    """Returns the stages, and all for a first set of queries as one, if it is there."""
+    if not stages.keys() >= set(WHOLE):
+        return dict(stages)
+    parts = [stages[name] for name in WHOLE]
+    return {**stages, "pipeline": together(parts[-1].tokens, parts)}
+
+
+def together(tokens: int | None, parts: list[Timed]) -> Timed:
+    """Returns stages done one after the other as one."""
+
+    def total(costs: list[Cost]) -> Cost:
+        walls, cpus, peaks = zip(*costs, strict=True)
+        return Cost(sum(walls), sum(cpus), max(peaks))
+
+    return Timed(
+        tokens, total([x.first for x in parts]), total([x.cost for x in parts])
+    )
 
 
 def report(results: Results) -> dict[str, Any]:
@@ -125,7 +181,7 @@ def report(results: Results) -> dict[str, Any]:
         entry: dict[str, Any] = {**figures(x, results[OURS][UNIT])}
         entry["peers"] = {
             name: figures(stages[stage], stages[UNIT])
-            | {"ratio": stages[stage].best.cpu_seconds / x.best.cpu_seconds}
+            | {"ratio": stages[stage].cost.cpu_seconds / x.cost.cpu_seconds}
             for name, stages in results.items()
             if name != OURS and stage in stages
         }
@@ -139,22 +195,22 @@ def figures(x: Timed, unit: Timed) -> dict[str, float | None]:
     Of two contenders that pass the same tokens, the ratio of their processor times is
     that of their tokens a second.
     """
-    best = x.best
+    cost = x.cost
     found: dict[str, float | None] = {
-        "seconds": best.seconds,
-        "cpu_seconds": best.cpu_seconds,
+        "seconds": cost.seconds,
+        "cpu_seconds": cost.cpu_seconds,
         "first_seconds": x.first.seconds,
-        "peak_mb": None if math.isnan(best.peak_mb) else best.peak_mb,
+        "peak_mb": None if math.isnan(cost.peak_mb) else cost.peak_mb,
         "tokens": x.tokens,
         "tokens_per_second": None,
         "tokens_per_cpu_second": None,
         "times_unit": None,
     }
     if x.tokens is not None and unit.tokens is not None:
-        each = best.cpu_seconds / x.tokens
-        found["tokens_per_second"] = x.tokens / best.seconds
+        each = cost.cpu_seconds / x.tokens
+        found["tokens_per_second"] = x.tokens / cost.seconds
         found["tokens_per_cpu_second"] = 1 / each
-        found["times_unit"] = each * unit.tokens / unit.best.cpu_seconds
+        found["times_unit"] = each * unit.tokens / unit.cost.cpu_seconds
     return found
 
 
@@ -229,6 +285,7 @@ def main() -> None:
     add("--layers", choices=["mlp", "all"], default="mlp", help="of every block")
     add("--sequences", type=int, help="how many to fit to and to scan")
     add("--queries", type=int, help="how many to ask about")
+    add("--stages", nargs="*", default=[], help="only these, by name; all if left out")
     add("--repetitions", type=int, default=3)
     add("--threads", type=int, default=1, help="of each contender")
     add("--peers", action="store_true", help="time kronfluence as well")
@@ -239,15 +296,17 @@ def main() -> None:
     peers = PEERS if given.peers else {}
     modules = {OURS: "experiments.contender_influence", **peers}
     work, progress = job(given), Console(stderr=True)
-    results = dict(timed(work, modules, given.repetitions, progress.print))
+    low = f", rank {work.rank}"
+    found = timed(work, modules, given.repetitions, progress.print, given.stages)
+    results = {OURS: whole(with_queries(found[OURS], low))}
     for name in peers:
-        results[name] = without_queries(results[name], f", rank {work.rank}")
-    found = report(results)
+        results[name] = whole(without_queries(found[name], low))
+    stages = report(results)
     title = f"{given.config}, layers {given.layers}, {given.threads} thread(s)"
-    console.print(table(title, found, list(peers)))
+    console.print(table(title, stages, list(peers)))
     if given.json:
         settings = {**vars(given), "reference": str(given.reference)}
-        said = json.dumps({"settings": settings, "stages": found})
+        said = json.dumps({"settings": settings, "stages": stages})
         console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -26,10 +26,15 @@ THREADS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""Memory once had is kept, as the engine's command line has it: for every contender."""
+"""For every contender: a process keeps pieces up to 32 MB, in one arena.
+
+Larger ones go back to the system: in what is kept there are holes that none of them
+fits, and peaks would be of the allocator's making. In huge pages that is cheap.
+"""
 
 
 class Job(NamedTuple):

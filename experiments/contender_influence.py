@@ -135,6 +135,9 @@ class Engine:
     ) -> None:
         """Solves for queries, which later stages scan for."""
         self.asking = None  # Two sets of them would be twice the memory.
+        # Nor are they needed any more once there is a curvature.
+        for name in ("moments", "bases"):
+            vars(self).pop(name, None)
         solver = influence.Eigenbasis(influence.Relative(self.job.damping))
         self.asking = jax.block_until_ready(
             influence.query(

@@ -11,6 +11,9 @@ os.environ.setdefault(
     "--xla_cpu_parallel_codegen_split_count=1",
 )
 
+# Nor do commands that tests start leave anything in the user's cache.
+os.environ["INFLUENCE_CACHE"] = "off"
+
 import jax  # noqa: E402
 
 # Modules compile much of what others did: what a process compiled is kept for the next.

@@ -2,7 +2,17 @@
 
 import pytest
 
-from experiments.bench_engine import OURS, UNIT, Timed, report, table, without_queries
+from experiments.bench_engine import (
+    OURS,
+    UNIT,
+    Timed,
+    report,
+    table,
+    typical,
+    whole,
+    with_queries,
+    without_queries,
+)
 from experiments.contender import Cost, Job, data, measured
 from experiments.contender_influence import stages
 
@@ -20,7 +30,7 @@ def test_every_stage_runs_and_is_reported():
         ours[name] = Timed(stage.tokens, first, measured(stage.work))
     # A peer that is twice as fast has to be named.
     faster = {
-        k: x._replace(best=Cost(x.best.seconds / 2, x.best.cpu_seconds / 2, 0.0))
+        k: x._replace(cost=Cost(x.cost.seconds / 2, x.cost.cpu_seconds / 2, 0.0))
         for k, x in ours.items()
     }
     found = report({OURS: ours, "peer": faster})
@@ -38,5 +48,19 @@ def test_a_peer_s_scans_are_timed_without_its_queries():
     stages = {"query": took(1.0), "query, rank 2": took(2.0)}
     stages |= {"scan": took(5.0), "scan, rank 2": took(5.0), "covariance": took(3.0)}
     left = without_queries(stages, ", rank 2")
-    seconds = {k: x.best.seconds for k, x in left.items()}
+    seconds = {k: x.cost.seconds for k, x in left.items()}
     assert seconds == {**seconds, "scan": 4.0, "scan, rank 2": 3.0, "covariance": 3.0}
+    assert seconds["query + scan"] == 5.0
+
+    # A contender whose scans are without their queries, told as a whole.
+    own = {"query": took(1.0), "scan": took(4.0)}
+    own |= {"covariance": took(3.0), "eigenvalues": took(2.0)}
+    own |= {"eigendecomposition": took(0.5)}
+    found = whole(with_queries(own, ", rank 2"))
+    assert found["query + scan"].cost.seconds == 5.0
+    assert found["pipeline"].cost.seconds == 10.5
+
+
+def test_the_typical_cost_is_the_median_and_the_highest_peak():
+    costs = [Cost(3.0, 1.0, 5.0), Cost(1.0, 9.0, 7.0), Cost(2.0, 2.0, 6.0)]
+    assert typical(costs) == Cost(2.0, 2.0, 7.0)

@@ -11,10 +11,10 @@ from another. For one or two queries it is also the cheapest way to total scores
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import xarray as xr
 from jax import Array
 
 from influence.attribution.forms import dense
@@ -25,6 +25,9 @@ from influence.model.tangents import Leaves, covered, derivatives, tangent
 from influence.model.task import Task, token_losses
 from influence.types import Batch, Batches, Params, with_leaves
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 
 def output_token_scores(
     task: Task,
@@ -34,7 +37,7 @@ def output_token_scores(
     *,
     n_train: int | None = None,
     run: Run = run,
-) -> xr.DataArray:
+) -> "xr.DataArray":
     """Returns `(query, train, token)`: the share of every label's loss.
 
     Costs a forward pass and a forward-mode pass for each query. The share at position

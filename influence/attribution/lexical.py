@@ -15,14 +15,16 @@ order, so sequences with the same terms have the same score to the bit.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import xarray as xr
-from scipy.sparse import csr_array
 
 from influence.fold import Fold, Run, run
 from influence.types import Batch, Batches
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from scipy.sparse import csr_array
 
 Queries = Mapping[str, Sequence[int]]
 """By name, the token ids of a prompt and completion together."""
@@ -67,7 +69,7 @@ class Candidates:
 
 def bm25(
     queries: Queries, tokens: Sequence[Sequence[int]], ids: Sequence[str]
-) -> xr.DataArray:
+) -> "xr.DataArray":
     """Returns `(query, train)`: the lexical score of every sequence for every query.
 
     Args:
@@ -81,6 +83,8 @@ def bm25(
       'up'
     """
     terms = _terms(queries)
+    import xarray as xr  # takes as long to import as all of the package
+
     present_NxM = _present(terms, tokens)
     weight_MxQ = _weights(terms, present_NxM.sum(0), len(tokens))
     return xr.DataArray(
@@ -218,12 +222,14 @@ def _weights(terms: Terms, documents_M: np.ndarray, sequences: int) -> np.ndarra
     return terms.counts_MxQ * idf_M[:, None]
 
 
-def _present(terms: Terms, tokens: Iterable[Sequence[int] | np.ndarray]) -> csr_array:
+def _present(terms: Terms, tokens: Iterable[Sequence[int] | np.ndarray]) -> "csr_array":
     """Returns which terms each sequence contains, `[N, M]`, as ones.
 
     Sparse, because its product adds up each row's terms one by one and in their order,
     whatever other rows there are; a dense product's order depends on its size.
     """
+    from scipy.sparse import csr_array  # as dear as xarray
+
     last = len(terms.known) - 1
     arrays = (np.asarray(x, np.int64) for x in tokens)
     rows = [np.unique(x[terms.known[np.minimum(x, last)]]) for x in arrays]

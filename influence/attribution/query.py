@@ -10,24 +10,26 @@ log-probability, a contrast of two, the activation of a feature. Its gradient is
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from jax import Array
 
 from influence.attribution.forms import Compress, Compressed, Dense, Form, Reform
 from influence.attribution.measurements import Likelihood, Measurement, as_tree
 from influence.attribution.scores import labelled
-from influence.curvature.operator import Curvature, Gradients
-from influence.curvature.solvers import Eigenbasis, Solution, Solver
+from influence.curvature.operator import Curvature
+from influence.curvature.solvers import Eigenbasis, Solver, Taken
+from influence.linalg.contract import wide
 from influence.linalg.kronecker import Kronecker
-from influence.linalg.solvers import dot
 from influence.model.check import check_params
 from influence.model.tangents import covered, matrices
 from influence.types import Layer, Params, with_leaves
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @partial(
@@ -71,7 +73,7 @@ class Query:
         train: Sequence[str],
         n_train: int | None,
         **rest: Sequence[Any],
-    ) -> xr.DataArray:
+    ) -> "xr.DataArray":
         """Returns scores `(query, train, …)` with what there is to say of them.
 
         Args:
@@ -135,41 +137,56 @@ def gradients(
     """
     if not measurements:
         raise ValueError("There are no measurements: name at least one.")
-    found = [
-        _measured(name, measurement, layers, params)
-        for name, measurement in measurements.items()
-    ]
-    # Layer by layer, each query's own freed: they may well be most of the memory.
-    each = [own for _, own in found]
-    stacked = {k: jnp.stack([x.pop(k) for x in each]) for k in list(each[0])}
-    return stacked, tuple(value for value, _ in found)
+    values, stacked = [], {}
+    for place, (name, measurement) in enumerate(measurements.items()):
+        value, own = _measured(name, measurement, layers, params)
+        values.append(value)
+        # Into its place at once: they may well be most of the memory, which all of
+        # them and a stack of them would take twice.
+        stacked = stacked or _empty(len(measurements), own)
+        stacked = _placed(stacked, own, place)
+    return stacked, tuple(values)
+
+
+@jax.jit(static_argnums=0)
+def _empty(queries: int, one: Mapping[str, Array]) -> dict[str, Array]:
+    return {k: jnp.zeros((queries, *x.shape), x.dtype) for k, x in one.items()}
+
+
+@jax.jit(donate_argnums=0)
+def _placed(
+    stacked: Mapping[str, Array], one: Mapping[str, Array], place: Array
+) -> dict[str, Array]:
+    return {k: x.at[place].set(one[k]) for k, x in stacked.items()}
 
 
 def solved(
     curvature: Curvature,
     params: Params,
-    gradients: Gradients,
+    gradients: dict[str, Array],
     facts: Mapping[str, tuple[float, ...]],
     names: Iterable[str],
     solver: Solver,
     compress: Compress | None,
 ) -> Query:
-    """Returns gradients `[Q, *stack, O, I]` as queries, solved and compressed."""
-    solution = solver(curvature, params, gradients)
-    return posed(curvature, gradients, solution, facts, names, solver.about(), compress)
+    """Returns gradients `[Q, *stack, O, I]` as queries, solved and compressed.
+
+    Each layer's are taken out of their dictionary once they are solved.
+    """
+    taken = solver.taken(curvature, params, gradients)
+    return posed(curvature, taken, facts, names, solver.about(), compress)
 
 
 def posed(
     curvature: Curvature,
-    gradients: Gradients,
-    solution: Solution,
+    taken: Taken,
     facts: Mapping[str, tuple[float, ...]],
     names: Iterable[str],
     about: Mapping[str, str],
     compress: Compress | None,
 ) -> Query:
     """Returns gradients that are solved already as queries, compressed."""
-    own = dot(gradients, solution.solved)
+    solution, own = taken
     forms, kept = _compressed(curvature, solution.solved, compress)
     said = {
         "layers": " ".join(x.name for x in curvature.layers),
@@ -198,23 +215,27 @@ def _check_rank(curvature: Curvature, compress: Compress | None) -> None:
 
 
 def _compressed(
-    curvature: Curvature, solved: Gradients, compress: Compress | None
+    curvature: Curvature, solved: dict[str, Array], compress: Compress | None
 ) -> tuple[dict[str, Form], dict[str, tuple[float, ...]]]:
-    """Returns queries by layer, axis `Q` behind the stack, and the share kept."""
-    behind = {
-        x.name: jnp.moveaxis(solved[x.name], 0, len(x.stack)) for x in curvature.layers
-    }
-    if compress is None:
-        return {name: Dense(h) for name, h in behind.items()}, {}
+    """Returns queries by layer, axis `Q` behind the stack, and the share kept.
+
+    Each layer's are taken out of their dictionary: two of each would be too many.
+    """
     forms, energy, kept = {}, [], []
     for x in curvature.layers:
-        found = _compress(
-            compress, len(x.stack), curvature.blocks[x.name], behind.pop(x.name)
-        )
-        forms[x.name] = found.form
+        h_QxOxI = jnp.moveaxis(solved.pop(x.name), 0, len(x.stack))
+        if compress is None:
+            forms[x.name] = Dense(h_QxOxI)
+            continue
+        block = curvature.blocks[x.name]
+        found = _compress(compress, len(x.stack), block, h_QxOxI)
+        # Work that is only under way would hold on to what it compresses.
+        forms[x.name] = jax.block_until_ready(found.form)
         stack = tuple(range(len(x.stack)))
         energy.append(found.energy_Q.sum(stack))
         kept.append(found.kept_Q.sum(stack))
+    if compress is None:
+        return forms, {}
     share = np.asarray(sum(kept) / sum(energy), float)
     return forms, {"energy_kept": tuple(share.tolist())}
 
@@ -244,8 +265,8 @@ def _measured(
             f"The measurement {name!r} returns an array of shape {shape.shape}. Return "
             "one number; name several measurements to have several."
         )
-    value, gradients = _differentiate(measurement, layers, params)
-    total = sum(float(jnp.abs(x).sum()) for x in gradients.values())
+    value, total, gradients = _differentiate(measurement, layers, params)
+    total = float(total)
     if not np.isfinite([float(value), total]).all():
         raise ValueError(
             f"The measurement {name!r} is {float(value)} and its gradient sums to "
@@ -266,8 +287,13 @@ def _is_likelihood(x: Any) -> bool:
 @jax.jit(static_argnums=1)
 def _differentiate(
     measurement: Measurement, layers: tuple[Layer, ...], params: Params
-) -> tuple[Array, dict[str, Array]]:
+) -> tuple[Array, Array, dict[str, Array]]:
+    """Returns a value, the sum of its gradient's absolute values, and the gradient."""
     value, gradient = jax.value_and_grad(
         lambda leaves: measurement(with_leaves(params, leaves))
     )(covered(params, layers))
-    return value, matrices(layers, gradient)
+    found = matrices(layers, gradient)
+    # Layers of several types have no sum in one until they are brought to it.
+    into = wide(*(x.dtype for x in found.values()))
+    total = sum(jnp.abs(x).sum(dtype=into) for x in found.values())
+    return value, jnp.asarray(total), found

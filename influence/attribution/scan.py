@@ -23,6 +23,7 @@ from jax import Array
 from influence.attribution import forward
 from influence.attribution.forms import (
     Dense,
+    Factored,
     Form,
     Projected,
     Reform,
@@ -42,6 +43,9 @@ from influence.types import Batch, Batches, Layer, Params, rows
 FORWARD = 2
 """Up to so many queries forward mode is cheaper: a pass for each and one more, against
 two and the gradients."""
+
+EXPANDED = 8
+"""How many queries of low rank are made matrices at a time."""
 
 
 def scan(
@@ -131,40 +135,69 @@ def _forward(query: Query, form: Reform | None, *, by_layer: bool) -> bool:
     return not by_layer and form is None and len(query.names) <= FORWARD
 
 
-def _either(
+def _as_given(
     a_BxTxI: Array, gs: Mapping[str, Array], given: Mapping[str, Any], counted: Array
 ) -> dict[str, Array]:
     """Returns `⟨h, DW⟩` of each example and query, `[B, Q]`, by layer."""
     del counted
-
-    def score(g_BxTxO: Array, form: Form) -> Array:
-        if isinstance(form, Dense):
-            d = contract("bto,bti->boi", g_BxTxO, a_BxTxI)
-            # Flat, for a product over two axes is one that XLA first transposes.
-            h_QxN = form.h_QxOxI.reshape(len(form.h_QxOxI), -1)
-            return contract("bn,qn->bq", d.reshape(len(d), -1), h_QxN)
-        if isinstance(form, Projected):
-            left = contract("bto,or->btr", g_BxTxO, form.left_OxR)
-            right = contract("bti,is->bts", a_BxTxI, form.right_IxR)
-            projected = contract("btr,bts->brs", left, right)
-            return contract("brs,qrs->bq", projected, form.core_QxRxR)
-        left = contract("bto,qor->btqr", g_BxTxO, form.left_QxOxR)
-        right = contract("bti,qir->btqr", a_BxTxI, form.right_QxIxR)
-        return contract("btqr,btqr->bq", left, right)
-
-    return {name: score(g, given[name]) for name, g in gs.items()}
+    return {name: _scores(a_BxTxI, g, given[name]) for name, g in gs.items()}
 
 
 def _cheapest(
     a_BxTxI: Array, gs: Mapping[str, Array], given: Mapping[str, Any], counted: Array
 ) -> dict[str, Array]:
-    """Returns what `_either` does, each layer's queries in the cheaper form."""
+    """Returns what `_as_given` does, each layer's queries in the cheaper form."""
+    del counted
     examples, positions, _ = a_BxTxI.shape
-    forms = {k: cheaper(examples, positions, form)(form) for k, form in given.items()}
-    return _either(a_BxTxI, gs, forms, counted)
+
+    def scores(g_BxTxO: Array, form: Form) -> Array:
+        if cheaper(examples, positions, form) is dense and isinstance(form, Factored):
+            return _expanded(a_BxTxI, g_BxTxO, form)
+        return _scores(a_BxTxI, g_BxTxO, form)
+
+    return {name: scores(g, given[name]) for name, g in gs.items()}
 
 
-AS_GIVEN = Reading(_either)
+def _scores(a_BxTxI: Array, g_BxTxO: Array, form: Form) -> Array:
+    """Returns `⟨h, DW⟩`, `[B, Q]`, in the way of the queries' form."""
+    if isinstance(form, Dense):
+        d_BxN = _flat(a_BxTxI, g_BxTxO)
+        h_QxN = form.h_QxOxI.reshape(len(form.h_QxOxI), -1)
+        return contract("bn,qn->bq", d_BxN, h_QxN)
+    if isinstance(form, Projected):
+        left = contract("bto,or->btr", g_BxTxO, form.left_OxR)
+        right = contract("bti,is->bts", a_BxTxI, form.right_IxR)
+        projected = contract("btr,bts->brs", left, right)
+        return contract("brs,qrs->bq", projected, form.core_QxRxR)
+    left = contract("bto,qor->btqr", g_BxTxO, form.left_QxOxR)
+    right = contract("bti,qir->btqr", a_BxTxI, form.right_QxIxR)
+    return contract("btqr,btqr->bq", left, right)
+
+
+def _expanded(a_BxTxI: Array, g_BxTxO: Array, form: Factored) -> Array:
+    """Returns the scores of factored queries as matrices, some of which are made anew.
+
+    In a loop: the compiler would make those of all layers before the pass begins, for
+    they do not depend on the batch, and hold on to what factors are meant to save.
+    """
+    d_BxN = _flat(a_BxTxI, g_BxTxO)
+
+    def one(query: Factored) -> Array:
+        return contract("bn,n->b", d_BxN, dense(query).h_QxOxI.reshape(-1))
+
+    return jax.lax.map(one, form, batch_size=EXPANDED).T
+
+
+def _flat(a_BxTxI: Array, g_BxTxO: Array) -> Array:
+    """Returns each example's gradient as a vector.
+
+    For a product over two axes is one that XLA first transposes.
+    """
+    d_BxOxI = contract("bto,bti->boi", g_BxTxO, a_BxTxI)
+    return d_BxOxI.reshape(len(d_BxOxI), -1)
+
+
+AS_GIVEN = Reading(_as_given)
 CHEAPEST = Reading(_cheapest)
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xarray as xr
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 UNIT = "nats per added copy"
 SIGN = "positive: adding the sequence raises the measurement; removing it lowers it"
@@ -63,10 +65,10 @@ class Scores:
       'block.mlp.down'
     """
 
-    layers: xr.DataArray
+    layers: "xr.DataArray"
 
     @property
-    def total(self) -> xr.DataArray:
+    def total(self) -> "xr.DataArray":
         """Returns `(query, train)`: the sum over layers.
 
         Example:
@@ -98,7 +100,7 @@ class Scores:
         return rankings(self.total, k, lowest=True)
 
 
-def rankings(total: xr.DataArray, k: int, *, lowest: bool = False) -> Rankings:
+def rankings(total: "xr.DataArray", k: int, *, lowest: bool = False) -> Rankings:
     """Returns each query's `k` most extreme sequences, the most extreme first.
 
     Args:
@@ -121,7 +123,7 @@ def rankings(total: xr.DataArray, k: int, *, lowest: bool = False) -> Rankings:
     )
 
 
-def standard_error(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
+def standard_error(first: "xr.DataArray", second: "xr.DataArray") -> "xr.DataArray":
     """Returns each query's standard error, from scores with either half's curvature.
 
     The root mean square over training sequences of half the difference: of scores with
@@ -158,7 +160,7 @@ def standard_error(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
     return found.rename("standard_error")
 
 
-def check_alike(scores: Sequence[xr.DataArray], keys: Sequence[str] = SAME) -> None:
+def check_alike(scores: "Sequence[xr.DataArray]", keys: Sequence[str] = SAME) -> None:
     """Raises if scores can't be combined: they would not be in the same units.
 
     Raises:
@@ -193,7 +195,7 @@ def labelled(
     n_train: int,
     about: Iterable[tuple[str, str | int]],
     facts: Iterable[tuple[str, Sequence[float]]] = (),
-) -> xr.DataArray:
+) -> "xr.DataArray":
     """Returns scores with their names, unit and sign.
 
     Args:
@@ -203,6 +205,8 @@ def labelled(
       about: what else there is to say.
       facts: what there is to say of each query.
     """
+    import xarray as xr  # takes as long to import as all of the package
+
     attrs = told(n_train, about)
     coords = {**dims, **{name: ("query", list(x)) for name, x in facts}}
     return xr.DataArray(

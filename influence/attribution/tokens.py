@@ -10,11 +10,10 @@ where the sequence acts, not which word it would miss.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import xarray as xr
 from jax import Array
 
 from influence.attribution.forms import Dense, Factored, Form, Projected, Reform
@@ -26,6 +25,9 @@ from influence.model.check import check_batches, check_params
 from influence.model.reading import Reading
 from influence.model.task import Task
 from influence.types import Batches, Params, rows
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 FACTORED = 8
 """How many queries of low rank are taken at a time: alone they make thin products."""
@@ -41,7 +43,7 @@ def token_scores(
     form: Reform | None = None,
     by_layer: bool = False,
     run: Run = run,
-) -> xr.DataArray:
+) -> "xr.DataArray":
     """Returns `(query, train, token)`: the shares of every position, over all layers.
 
     Or `(query, train, layer, token)`, their shares layer by layer.
@@ -127,7 +129,7 @@ def _through_factors(a_BxTxI: Array, g_BxTxO: Array, h: Factored) -> Array:
 READING = Reading(_at)
 
 
-def concentrated(shares: xr.DataArray) -> xr.DataArray:
+def concentrated(shares: "xr.DataArray") -> "xr.DataArray":
     """Returns which scores hang on so few tokens that they are probably spurious.
 
     `‖a‖₂ / ‖a‖₁ > 2/3` of the vector `a` of a sequence's shares: one token all but

@@ -32,10 +32,11 @@ from influence.attribution.query import Query, gradients, posed, query
 from influence.attribution.scan import scan
 from influence.curvature import gauss_newton
 from influence.curvature.operator import Curvature, Gradients
-from influence.curvature.solvers import Eigenbasis, Solution
+from influence.curvature.solvers import Eigenbasis, Solution, Taken
 from influence.curvature.unrolled import Unrolled
 from influence.fold import Run, run
 from influence.linalg.damping import Absolute, Remaining, Travelled
+from influence.linalg.solvers import dot
 from influence.model.task import Task
 from influence.model.train import Training
 from influence.types import Batches, Params
@@ -123,8 +124,7 @@ def source(
         followed = _followed(task, segment, curvature, left, metric)
         asked = posed(
             curvature,
-            left,
-            followed.solution,
+            Taken(followed.solution, dot(left, followed.solution.solved)),
             {"value": values},
             measurements,
             followed.about,

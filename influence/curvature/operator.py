@@ -19,8 +19,12 @@ from influence.linalg.damping import Inverse, Relative
 from influence.linalg.kronecker import Kronecker
 from influence.types import Layer, rows
 
-TOGETHER = 8
-"""How many matrices a layer's operator acts on at a time."""
+TOGETHER = 2**19
+"""How many entries of matrices a layer's operator acts on at a time, about.
+
+Large matrices one by one: on a CPU that is a sixth faster than eight at a time, and
+what is in between is a sixth of it.
+"""
 
 Gradients = Mapping[str, Array]
 """A matrix gradient for each layer, `[..., *stack, O, I]`, by the layer's name."""
@@ -185,4 +189,7 @@ def _on_each(
     What is in between is several times as large as they are: all of them at once may
     be more than there is room for.
     """
-    return jax.lax.map(lambda v: act(block, v, *options), v_QxOxI, batch_size=TOGETHER)
+    each = TOGETHER // max(1, v_QxOxI[0].size)
+    # A batch of one is not the same to the compiler: it keeps a copy of all results.
+    together = each if each > 1 else None
+    return jax.lax.map(lambda v: act(block, v, *options), v_QxOxI, batch_size=together)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import count, cycle
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -20,6 +21,7 @@ from influence.curvature import gauss_newton
 from influence.curvature.operator import Curvature, Gradients
 from influence.linalg import solvers
 from influence.linalg.damping import Damping, Inverse, Relative
+from influence.linalg.solvers import dot
 from influence.model.task import Task
 from influence.types import Batch, Params
 
@@ -43,6 +45,18 @@ class Solution(NamedTuple):
     facts: dict[str, tuple[float, ...]]
 
 
+class Taken(NamedTuple):
+    """Gradients that were taken to be solved.
+
+    Attributes:
+      solution: of them.
+      own_Q: each one's product with its solution, over all layers.
+    """
+
+    solution: Solution
+    own_Q: Array
+
+
 class Solver(abc.ABC):
     """Solves for gradients, a matrix `[Q, *stack, O, I]` for each layer."""
 
@@ -55,6 +69,18 @@ class Solver(abc.ABC):
     @abc.abstractmethod
     def about(self) -> dict[str, str]:
         """Returns what scores have to say of the solver: its name, its damping."""
+
+    def taken(
+        self, curvature: Curvature, params: Params, gradients: dict[str, Array]
+    ) -> Taken:
+        """Returns the solution of gradients, which are taken out of their dictionary.
+
+        For many queries they are most of the memory, and of no use once solved.
+        """
+        solution = self(curvature, params, gradients)
+        own_Q = dot(gradients, solution.solved)
+        gradients.clear()
+        return Taken(solution, own_Q)
 
 
 @dataclass(frozen=True)
@@ -80,6 +106,21 @@ class Eigenbasis(Solver):
         """Returns the solution."""
         del params  # The curvature knows all it needs of them.
         return Solution(curvature.solve(gradients, self.inverse), {})
+
+    def taken(
+        self, curvature: Curvature, params: Params, gradients: dict[str, Array]
+    ) -> Taken:
+        """Returns the solution; each layer's gradients are gone once it is solved."""
+        del params
+        curvature.check_inverse(self.inverse, gradients)
+        solved, owns = {}, []
+        for name in list(gradients):
+            one = {name: gradients.pop(name)}
+            solved |= curvature.filtered(one, self.inverse)
+            owns.append(dot(one[name], solved[name]))
+            # Work that is only under way would hold on to the gradients.
+            jax.block_until_ready(owns[-1])
+        return Taken(Solution(solved, {}), sum(owns[1:], owns[0]))
 
     def about(self) -> dict[str, str]:
         """Returns the damping."""

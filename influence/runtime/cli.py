@@ -16,6 +16,7 @@ from influence.runtime.evaluating.options import Lds, Methods, Pbrf, Removal
 from influence.runtime.planning import planning
 from influence.runtime.planning.planning import Plan
 from influence.runtime.processes import check_alone, join, leads
+from influence.runtime.programs import keep_programs
 from influence.runtime.run import (
     asking,
     fitting,
@@ -200,6 +201,7 @@ def _console() -> Console:
 def main() -> None:
     """Runs the command line."""
     keep_memory()
+    keep_programs()
     try:
         join()
         app.cli(prog="influence")

@@ -1,0 +1,134 @@
+"""Queries are most of the memory, and are held once: counted in arrays and by XLA."""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import influence
+from influence.attribution import scan
+from influence.attribution.forms import Factored, Plain, dense
+from influence.attribution.query import gradients
+from influence.curvature.solvers import Eigenbasis
+from influence.model.task import Empirical
+from influence.types import rows
+
+DEPTH, WIDTH, QUERIES, VOCABULARY = 4, 48, 40, 11
+
+
+def apply(params, tokens):
+    """Returns logits of a residual stream of squares."""
+    x = params["embed"][tokens]
+    for w in params["blocks"]:
+        x = x + jnp.tanh(x @ w)
+    return x @ params["head"]
+
+
+def fitted():
+    """Returns a model, its data, its curvature and what is asked."""
+    draw = partial(jax.random.normal, dtype=jnp.float64)
+    keys = jax.random.split(jax.random.key(0), DEPTH + 2)
+    params = {
+        "embed": draw(keys[0], (VOCABULARY, WIDTH)),
+        "blocks": [draw(k, (WIDTH, WIDTH)) / WIDTH for k in keys[2:]],
+        "head": draw(keys[1], (WIDTH, VOCABULARY)),
+    }
+    task = influence.LanguageModel(apply)
+    tokens = np.random.default_rng(0).integers(VOCABULARY, size=(6, 5)).tolist()
+    batches = influence.sequences(tokens, [str(i) for i in range(6)]).batches(3)
+    curvature = influence.fit(
+        task, params, batches, layers="blocks.*", labels=Empirical()
+    )
+    asked = influence.completions(
+        task, {str(i): ([i % VOCABULARY, i // 3 % 7], [i % 5]) for i in range(QUERIES)}
+    )
+    return task, params, batches, curvature, asked
+
+
+@dataclass(frozen=True)
+class Weighing(influence.Curvature):
+    """A curvature that writes down how many bytes of arrays there are as it solves."""
+
+    seen: list = field(default_factory=list)
+
+    def filtered(self, gradients, function):
+        found = super().filtered(gradients, function)
+        self.seen.append(held())
+        return found
+
+
+def held():
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
+@pytest.mark.parametrize("compress", [None, Plain(2)])
+def test_queries_are_never_held_twice(compress):
+    task, params, batches, curvature, asked = fitted()
+    layer = QUERIES * WIDTH**2 * 8
+    weighing = Weighing(**vars(curvature))
+    before = held()
+    influence.query(weighing, params, asked, compress=compress)
+    seen = [x - before for x in weighing.seen]
+    assert len(seen) == DEPTH
+    # One layer is there twice, and what it is solved from is there still.
+    assert max(seen) < (DEPTH + 1.5) * layer
+
+
+def test_gradients_are_those_of_each_measurement():
+    task, params, batches, curvature, asked = fitted()
+    found, values = gradients(curvature.layers, params, asked)
+    assert values == pytest.approx([float(f(params)) for f in asked.values()])
+    for place, f in enumerate(asked.values()):
+        for i, w in enumerate(jax.grad(f)(params)["blocks"]):
+            own = found[curvature.layers[i].name][place]
+            np.testing.assert_allclose(own, w.T, atol=1e-12)  # rounding
+
+
+def test_what_is_taken_is_what_is_solved():
+    task, params, batches, curvature, asked = fitted()
+    found, _ = gradients(curvature.layers, params, asked)
+    solvers = [
+        Eigenbasis(),
+        influence.ConjugateGradients(task, batches, steps=2, tolerance=0),
+    ]
+    for solver in solvers:
+        expected = solver(curvature, params, found).solved
+        given = dict(found)
+        taken = solver.taken(curvature, params, given)
+        assert given == {}
+        own = sum((found[k] * x).sum((1, 2)) for k, x in expected.items())
+        np.testing.assert_allclose(taken.own_Q, own, rtol=1e-9)  # order of sums
+        for k, x in expected.items():
+            np.testing.assert_array_equal(taken.solution.solved[k], x)
+
+
+def test_queries_of_low_rank_are_made_matrices_a_few_at_a_time():
+    task, params, batches, curvature, asked = fitted()
+    # Longer than the test's other data, so that matrices are the cheaper form.
+    tokens = np.zeros((3, 64), int).tolist()
+    long = influence.sequences(tokens, ["a", "b", "c"]).batches(3)
+    query = influence.query(curvature, params, asked, compress=Plain(4))
+    form = next(iter(query.forms.values()))
+    assert isinstance(form, Factored)
+    assert scan.cheaper(3, 64, form) is dense
+    (batch,) = long
+
+    def temporary(query, reading):
+        program = scan._read.lower(
+            task, query.layers, reading, params, query.forms, batch
+        )
+        said = program.compile().memory_analysis()
+        assert said is not None
+        return said.temp_size_in_bytes
+
+    matrices = QUERIES * WIDTH**2 * 8 * len(rows(query.layers))
+    extra = temporary(query, scan.CHEAPEST) - temporary(
+        query.in_form(dense), scan.CHEAPEST
+    )
+    assert extra < matrices / 4
+    whole = influence.scan(task, params, query, long, form=dense).total
+    found = influence.scan(task, params, query, long).total
+    np.testing.assert_allclose(found, whole, rtol=1e-9)  # order of sums
