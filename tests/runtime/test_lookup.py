@@ -50,8 +50,8 @@ def test_memory_for_a_part_of_the_codes_is_enough():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_finds_what_is_near(kind, tmp_path):
     path = tmp_path / "made"
-    if KINDS[kind].make is not None:
-        KINDS[kind].make(CODES, path)
+    if make := KINDS[kind].make:
+        make(CODES, path)
     found = KINDS[kind].open(CODES, path)(ASKED, 10)
     assert found.places.shape == found.products.shape == (3, 10)
     for own, places in zip([5, 70, 2999], found.places, strict=True):
