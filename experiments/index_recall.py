@@ -237,7 +237,7 @@ def draw(rows: list[Row]) -> None:
                 axes.plot(
                     [x.bytes for x in own],
                     [x.recall_at_10 for x in own],
-                    "o-",
+                    "s" if name[1] == "everything" else "o-",
                     label=", ".join(name),
                 )
             axes.set_xlabel("bytes a sequence")

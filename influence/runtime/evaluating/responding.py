@@ -22,9 +22,10 @@ from influence.runtime.corpus.packed import Packed
 from influence.runtime.evaluating.options import Pbrf
 from influence.runtime.evaluating.scored import Scored, opened_scored
 from influence.runtime.run.fitting import curvature_of, fitted
-from influence.runtime.run.job import MODEL, Models, clock, sample
+from influence.runtime.run.job import MODEL, Models, clock
 from influence.runtime.run.ledger import Stage, locked
 from influence.runtime.run.options import check_numbers
+from influence.runtime.run.packing import sample
 from influence.runtime.run.solving import damped_by
 from influence.truth.correlation import Correlation, pearson
 from influence.truth.pbrf import Held, Until, pbrf

@@ -42,10 +42,10 @@ from influence.runtime.run.job import (
     Job,
     Models,
     clock,
-    sample,
 )
 from influence.runtime.run.ledger import Ledger, Stage, begin, locked
 from influence.runtime.run.options import Fit, as_json, check_numbers
+from influence.runtime.run.packing import sample
 from influence.types import Layer
 
 

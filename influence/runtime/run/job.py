@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from influence.runtime.corpus.pack import Totals, pack
+from influence.runtime.corpus.pack import pack
 from influence.runtime.corpus.packed import (
     Packed,
     PackedBatches,
@@ -43,6 +42,7 @@ from influence.runtime.processes import check_alone, led
 from influence.runtime.run.batching import Measured, fastest, sizes
 from influence.runtime.run.ledger import Ledger, Stage
 from influence.runtime.run.options import Data, Fit, from_json
+from influence.runtime.run.packing import Watch, separator
 from influence.runtime.saves import Saves
 from influence.runtime.store import Writer
 
@@ -143,7 +143,7 @@ class Job:
         packing = self.options.packing
         return Plan(
             context=self.context(model),
-            separator=_separator(packing.separator, model),
+            separator=separator(packing.separator, model),
             cuts=apart if packing.apart else joined,
             special_tokens=packing.special_tokens,
             skip_empty=data.skip_empty,
@@ -178,7 +178,7 @@ class Job:
                 away = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
                 led("making room for a corpus", lambda: folder.rename(away))
             self.begin(stage)
-            plan, watch = self.plan(model, data), _Watch(self.console)
+            plan, watch = self.plan(model, data), Watch(self.console)
             self.say(
                 f"Every row of {data.data} is looked at, then packed into sequences of "
                 f"at most {plan.context} tokens."
@@ -410,45 +410,6 @@ def opened_job(
     return Job(
         ledger, from_json(said, folder), given or {}, shown, Driver(shown, devices)
     )
-
-
-class _Watch:
-    """Shows how far packing is, more and more seldom the longer it takes."""
-
-    def __init__(self, console: Console):
-        self.console, self.said = console, 0
-
-    def __call__(self, totals: Totals) -> None:
-        """Shows the totals, now and then."""
-        if totals.documents >= 2 * self.said + 1000:
-            self.said = totals.documents
-            self.console.print(
-                f"packed {totals.documents:,} documents, {totals.sequences:,} "
-                "sequences so far"
-            )
-
-
-def _separator(word: str, model: Model) -> int | None:
-    """Returns the token that ends a document."""
-    if word == "none" or model.tokenizer is None and word == "eos":
-        return None
-    if word == "eos":
-        assert model.tokenizer is not None
-        return model.tokenizer.separator
-    if not word.isdecimal() or int(word) >= model.vocabulary:
-        raise ValueError(
-            f"The separator {word!r} is none of the model's {model.vocabulary} token "
-            "ids. Give `eos`, `none` or an id."
-        )
-    return int(word)
-
-
-def sample(packed: Packed, count: int, seed: int) -> Packed:
-    """Returns some sequences of a corpus, drawn by a seed, in the corpus's order."""
-    if count >= len(packed):
-        return packed
-    drawn = np.random.default_rng(seed).choice(len(packed), count, replace=False)
-    return packed.take(np.sort(drawn))
 
 
 def clock(seconds: float) -> str:

@@ -34,9 +34,10 @@ from influence.runtime.report.page import COLUMNS, shown
 from influence.runtime.run.asking import asked, measurements
 from influence.runtime.run.fitting import curvature_of, fitted
 from influence.runtime.run.found import Found, found
-from influence.runtime.run.job import MODEL, Job, Models, opened_job, sample
+from influence.runtime.run.job import MODEL, Job, Models, opened_job
 from influence.runtime.run.ledger import locked, opened
 from influence.runtime.run.options import check_numbers
+from influence.runtime.run.packing import sample
 from influence.runtime.sae.linked import FEATURES, PATHS, made_from
 from influence.runtime.sae.options import Link
 from influence.runtime.sae.reading import Reading, check_stored

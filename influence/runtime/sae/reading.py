@@ -17,9 +17,10 @@ from influence.runtime.dictionaries import sites
 from influence.runtime.dictionaries.stored import Stored
 from influence.runtime.driver import Driver
 from influence.runtime.models import Model
-from influence.runtime.run.job import MODEL, Job, Models, sample
+from influence.runtime.run.job import MODEL, Job, Models
 from influence.runtime.run.ledger import DICTIONARIES, Ledger, begin
 from influence.runtime.run.options import Fit
+from influence.runtime.run.packing import sample
 from influence.runtime.sae.options import Read
 from influence.types import Inputs
 
