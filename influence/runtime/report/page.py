@@ -77,6 +77,7 @@ def render(findings: Findings) -> str:
         plotly=Markup(get_plotlyjs()),
         facts=findings.facts,
         unit=findings.total.attrs["unit"],
+        candidates=findings.total.attrs.get("candidates", "all"),
         queries=[_query(findings, name) for name in findings.questions],
         check=None if findings.check is None else _check(findings, findings.check),
     )

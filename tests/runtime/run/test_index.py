@@ -111,7 +111,8 @@ def test_every_kind_can_be_asked(tmp_path, kind):
     answer = search(asked(tmp_path, rescore=3, out=tmp_path / "a.html"), QUIET, own)
     assert answer.total.sizes["query"] == 2
     page = (tmp_path / "a.html").read_text()
-    assert all(x in page for x in ("first", "second", "texts:"))
+    assert all(x in page for x in ("first", "second", "texts:", "by an index"))
+    assert "every training sequence" not in page
     assert showing.status(Status(tmp_path / "run"), QUIET, own)
 
 
