@@ -241,11 +241,10 @@ def query(layers: Sequence[Shape], work: Work, at: Passes, parameters: float) ->
     )
     parts = {"model": one.times(asked), "solving": solving}
     largest = max(layers, key=lambda x: x.weights)
-    # While one layer is solved it is copied in and out; before, the gradients of all
-    # queries are stacked layer by layer.
+    # While one layer is solved it is copied in and out; its gradients go when it is.
     copies = 2 * asked * largest.weights
     working = 4 * min(asked, TOGETHER) * largest.matrix
-    kept, eigen = 2 * asked * weights, 0.0
+    kept, eigen = asked * weights, 0.0
     if work.rank is not None:
         kept += asked * query_bytes(layers, work.rank)
         short = max(x.copies * min(_size(x)) ** 2 for x in layers)

@@ -47,7 +47,9 @@ def engine(rank=None):
     every = found.train.batches(B)
     found.covariance(every)
     found.decompose()
+    made = found.moments, found.bases  # the engine lets go of them
     found.eigenvalues(every)
+    found.moments, found.bases = made
     found.query(found.asked, rank and Plain(rank))
     return found
 
