@@ -47,10 +47,10 @@ def engine(rank=None):
     every = found.train.batches(B)
     found.covariance(every)
     found.decompose()
-    made = found.moments, found.bases  # the engine lets go of them
     found.eigenvalues(every)
-    found.moments, found.bases = made
+    made = found.moments, found.bases  # the engine lets go of them
     found.query(found.asked, rank and Plain(rank))
+    found.moments, found.bases = made
     return found
 
 
