@@ -305,7 +305,7 @@ def main() -> None:
     title = f"{given.config}, layers {given.layers}, {given.threads} thread(s)"
     console.print(table(title, stages, list(peers)))
     if given.json:
-        settings = {**vars(given), "reference": str(given.reference)}
+        settings = {**vars(given), "reference": given.reference.name}
         said = json.dumps({"settings": settings, "stages": stages})
         console.print(said, soft_wrap=True, highlight=False, markup=False)
 
