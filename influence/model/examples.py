@@ -101,13 +101,33 @@ class InMemory:
             up as those of the last batch are.
           done: how many batches are left out.
         """
-        rows = np.asarray(which)
-        for start in range(done * self.size, len(self.examples), self.size):
-            places = start + rows
-            real = (rows < self.size) & (places < len(self.examples))
-            places = np.where(real, places, start)
+        for places, real in cut(len(self.examples), self.size, which, done):
             inputs = jax.tree.map(lambda x: x[places], self.examples.inputs)  # noqa: B023
             yield Batch(inputs, keys([self.ids[int(i)] for i in places]), real)
+
+
+def cut(
+    count: int, size: int, which: Sequence[int], done: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields which examples stand in some rows of each batch, and which rows are real.
+
+    A row beyond its batch's end, or beyond the last example, repeats the batch's first.
+
+    Args:
+      count: how many examples there are.
+      size: how many rows a batch has.
+      which: the places of the rows within a batch.
+      done: how many batches are left out.
+
+    Example:
+      >>> from influence.model.examples import cut
+      >>> [(x.tolist(), real.tolist()) for x, real in cut(5, 2, [1])]
+      [([1], [True]), ([3], [True]), ([4], [False])]
+    """
+    rows = np.asarray(which)
+    for start in range(done * size, count, size):
+        real = (rows < size) & (start + rows < count)
+        yield np.where(real, start + rows, start), real
 
 
 def sequences(

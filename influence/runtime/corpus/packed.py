@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from influence.model.examples import keys
+from influence.model.examples import cut, keys
 from influence.runtime.store import MANIFEST, Run, unsigned
 from influence.types import Batch
 
@@ -271,13 +271,9 @@ class PackedBatches:
             up as those of the last batch are.
           done: how many batches are left out.
         """
-        rows = np.asarray(which)
-        for start in range(done * self.size, len(self.packed), self.size):
-            places = start + rows
-            real_B = (rows < self.size) & (places < len(self.packed))
-            places = np.where(real_B, places, start).tolist()
-            names = [self.ids[place] for place in places]
-            yield Batch(self._inputs(places), keys(names), real_B)
+        for places, real_B in cut(len(self.packed), self.size, which, done):
+            names = [self.ids[int(place)] for place in places]
+            yield Batch(self._inputs(places.tolist()), keys(names), real_B)
 
     def _inputs(self, places: Sequence[int]) -> dict[str, np.ndarray]:
         shape = (len(places), self.packed.context)
