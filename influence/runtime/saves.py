@@ -19,11 +19,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from influence.runtime.pace import Pace
 from influence.runtime.processes import agreed, led
 from influence.runtime.store import atomic, checksum, signed, unsigned
-
-COST = 0.02
-"""The largest share of a pass's time that may go into saving it."""
 
 
 class Saved(NamedTuple):
@@ -51,8 +49,11 @@ class Saves:
     folder: Path
     key: str
     every: float
-    _since: float = field(default_factory=time.monotonic)
-    _took: float = 0.0
+    _pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Counts from now."""
+        self._pace = Pace(self.every)
 
     def latest(self, like: Any) -> Saved | None:
         """Returns the pass as it was last saved, if it was.
@@ -75,8 +76,7 @@ class Saves:
 
         All processes have to ask for it.
         """
-        worked = time.monotonic() - self._since
-        return agreed(worked >= max(self.every, self._took / COST))
+        return agreed(self._pace.due())
 
     def write(self, state: Any, done: int) -> None:
         """Saves the state after some batches, and forgets what was saved before.
@@ -92,8 +92,7 @@ class Saves:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path.absolute(), kept)
         led("noting a save", lambda: self._note(done, shapes, before))
-        self._since = time.monotonic()
-        self._took = self._since - begun
+        self._pace.saved(begun)
 
     def _note(self, done: int, shapes: list[Any], before: list[Path]) -> None:
         """Says that a state is whole, and removes those before it."""

@@ -8,19 +8,15 @@ What no line speaks of is cut off and made again.
 """
 
 import hashlib
-import json
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from influence.runtime.run.stream import committed, cut
-from influence.runtime.saves import COST
-from influence.runtime.store import signed
+from influence.runtime.pace import Pace
+from influence.runtime.run.log import committed, cut, say
 
 
 @dataclass
@@ -44,8 +40,11 @@ class CodeStream:
     every: float
     done: int = 0
     _held: list[np.ndarray] = field(default_factory=list)
-    _since: float = field(default_factory=time.monotonic)
-    _took: float = 0.0
+    _pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Counts from now."""
+        self._pace = Pace(self.every)
 
     @property
     def log(self) -> Path:
@@ -68,16 +67,15 @@ class CodeStream:
             self.log.unlink(missing_ok=True)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(b"")
-            self._say({"key": self.key, "width": self.width})
-        self._since = time.monotonic()
+            say(self.log, {"key": self.key, "width": self.width})
+        self._pace.begin()
         return -(-self.done // self.batch)
 
     def add(self, rows: np.ndarray) -> None:
         """Takes in one batch's rows, and commits them if it is time to."""
         self._held.append(rows)
         last = self.done + sum(map(len, self._held)) == self.rows
-        waited = time.monotonic() - self._since
-        if last or waited >= max(self.every, self._took / COST):
+        if last or self._pace.due():
             self._commit()
 
     def finish(self) -> None:
@@ -99,16 +97,9 @@ class CodeStream:
             file.flush()
             os.fsync(file.fileno())
         stop = self.done + len(rows) // self.width
-        self._say({"start": self.done, "stop": stop, "sha256": _digest(rows)})
+        say(self.log, {"start": self.done, "stop": stop, "sha256": _digest(rows)})
         self._held, self.done = [], stop
-        self._since = time.monotonic()
-        self._took = self._since - begun
-
-    def _say(self, line: Mapping[str, Any]) -> None:
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(signed(line)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._pace.saved(begun)
 
 
 def log_at(path: Path) -> Path:

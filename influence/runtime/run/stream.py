@@ -11,7 +11,6 @@ loses what it had not yet said so of, and nothing else.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -26,8 +25,9 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from influence.runtime.saves import COST
-from influence.runtime.store import atomic, checksum, signed, unsigned
+from influence.runtime.pace import Pace
+from influence.runtime.run.log import committed, cut, say
+from influence.runtime.store import atomic, checksum
 
 CHUNK = 1 << 21
 """About how many bytes of scores lie together in one file."""
@@ -77,8 +77,11 @@ class Stream:
     every: float
     done: int = 0
     _rows: list[np.ndarray] = field(default_factory=list)
-    _since: float = field(default_factory=time.monotonic)
-    _took: float = 0.0
+    _pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Counts from now."""
+        self._pace = Pace(self.every)
 
     @property
     def log(self) -> Path:
@@ -108,7 +111,7 @@ class Stream:
             self._rows = list(_tail(self.path, lines))
         else:
             self._begin()
-        self._since = time.monotonic()
+        self._pace.begin()
         return -(-(self.done + sum(map(len, self._rows))) // self.batch)
 
     def add(self, scores_BxQxL: np.ndarray) -> None:
@@ -116,7 +119,7 @@ class Stream:
         self._rows.append(scores_BxQxL)
         held = sum(map(len, self._rows))
         last = self.done + held == len(self.names.train)
-        due = time.monotonic() - self._since >= max(self.every, self._took / COST)
+        due = self._pace.due()
         if last or due or held >= HELD * self.chunk:
             # Part of a file would have to be written over later, and a process may end
             # while it does: only whole files go there, the rest into one of its own.
@@ -164,7 +167,7 @@ class Stream:
                            dimension_names=("query",))  # fmt: skip
             array[:] = np.asarray(values, float)
         _flush(self.path)
-        self._say({"key": self.key, "names_sha256": _names(self.path)})
+        say(self.log, {"key": self.key, "names_sha256": _names(self.path)})
 
     def _commit(self, whole: int) -> None:
         begun = time.monotonic()
@@ -178,10 +181,9 @@ class Stream:
             with atomic(tail) as temporary, temporary.open("wb") as file:
                 np.save(file, rows[whole:], allow_pickle=False)
             line |= {"tail": tail.name, "tail_sha256": checksum(tail)}
-        self._say(line)
+        say(self.log, line)
         self._clear(tail)
-        self._since = time.monotonic()
-        self._took = self._since - begun
+        self._pace.saved(begun)
 
     def _fill(self, rows: np.ndarray, begun: float) -> dict[str, str]:
         """Writes sequences that fill files; returns the checksums of their numbers."""
@@ -200,29 +202,6 @@ class Stream:
         for path in self.path.parent.glob(f"{escape(self.path.stem)}.tail-*.npy"):
             if path != keep:
                 path.unlink()
-
-    def _say(self, line: Mapping[str, Any]) -> None:
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(signed(line)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def cut(log: Path) -> None:
-    """Leaves nothing in a log behind its last whole line."""
-    os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
-
-
-def committed(log: Path) -> list[dict[str, Any]]:
-    """Returns the whole lines of a log.
-
-    Raises:
-      ValueError: if one was changed since.
-    """
-    if not log.is_file():
-        return []
-    *whole, _ = log.read_bytes().split(b"\n")
-    return [unsigned(x, log) for x in whole]
 
 
 def read_scores(path: Path) -> xr.Dataset:

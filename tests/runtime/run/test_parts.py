@@ -44,7 +44,7 @@ def part(folder, monkeypatch, start, stop, whole, layers=("x", "y", "z")):
     )
     own.open()
     for at in range(start, start + whole, BATCH):
-        own._since = -1e9  # a save is due
+        own._pace._since = -1e9  # a save is due
         own.add(rows(max(1, len(layers)))[at : min(at + BATCH, start + whole)])
     return own
 
@@ -94,7 +94,7 @@ def test_what_is_whole_is_kept_and_the_rest_is_scored(
     own, depth = stream(tmp_path, monkeypatch, layers), max(1, len(layers))
     own.open()
     if begun:
-        own._since = -1e9
+        own._pace._since = -1e9
         own.add(rows(depth)[:begun])
     for start, stop, whole in cuts:
         part(tmp_path, monkeypatch, start, stop, whole, layers)

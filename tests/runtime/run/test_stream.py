@@ -29,7 +29,7 @@ def rows() -> np.ndarray:
 
 def add(own: Stream, start: int, stop: int) -> None:
     for batch in range(start, stop):
-        own._since = -1e9  # a save is due
+        own._pace._since = -1e9  # a save is due
         own.add(rows()[batch * BATCH : (batch + 1) * BATCH])
 
 
@@ -90,7 +90,7 @@ def test_what_is_damaged_is_not_gone_on_with(tmp_path, monkeypatch, file):
 def test_scores_are_written_before_they_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("influence.runtime.run.stream.HELD", 2)
     own = stream(tmp_path, monkeypatch, each=1)
-    own.every = 3600.0
+    own._pace.every = 3600.0
     own.open()
     done = []
     for batch in range(4):
