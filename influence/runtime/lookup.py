@@ -265,7 +265,6 @@ def open_lists(codes: Codes, path: Path | None) -> Lookup:
 def open_hnsw(codes: Codes, path: Path | None) -> Lookup:
     """Returns the look-up in a graph."""
     graph: Any = faiss.read_index_binary(str(path))
-    graph.hnsw.efSearch = BREADTH
 
     def find(v_QxK: np.ndarray, count: int) -> Hits:
         near = min(WIDER * count, len(codes))

@@ -11,6 +11,7 @@ from influence.attribution.scan import scan
 from influence.curvature.ekfac import fit
 from influence.curvature.solvers import Eigenbasis
 from influence.linalg.damping import Absolute, Relative
+from influence.model.task import LanguageModel
 from tests import cases
 
 ROUNDING = 1e-9  # float64; scores are of the order of one.
@@ -42,6 +43,29 @@ def test_a_sketch_with_room_for_every_coordinate_is_exact(make):
         sketch = count_sketch(curvature, length=size, inverse=inverse)
         found = products(case, batches, sketch, solved)
         np.testing.assert_allclose(found, scores, atol=ROUNDING)
+
+
+def test_a_weight_that_is_used_twice_is_sketched_once():
+    def apply(params, tokens_BxT):
+        x = params["embed"][tokens_BxT]
+        for _ in range(2):
+            x = x + jax.numpy.tanh(x @ params["w"])
+        return x @ params["head"]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = {"embed": (cases.V, 4), "w": (4, 4), "head": (4, cases.V)}
+    params = {
+        k: jax.random.normal(key, x)
+        for (k, x), key in zip(shapes.items(), keys, strict=True)
+    }
+    case = cases.Case(LanguageModel(apply), params, cases.texts(7))
+    batches = case.examples.batches(3)
+    curvature = fit(case.task, params, batches, layers=["w", "head"])
+    solved = query(curvature, params, completions(case.task, {"a": ([1, 2], [3])}))
+    scores = scan(case.task, params, solved, batches, n_train=1).total.values
+    sketch = count_sketch(curvature, length=4 * 4 + 4 * cases.V)
+    found = products(case, batches, sketch, solved)
+    np.testing.assert_allclose(found, scores, atol=ROUNDING)
 
 
 def test_a_short_sketch_is_right_on_average_and_errs_as_its_length_says():

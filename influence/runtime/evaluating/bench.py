@@ -18,8 +18,9 @@ from influence.runtime import formats
 from influence.runtime.evaluating.scored import Scored, opened_scored
 from influence.runtime.models import Model, open_model
 from influence.runtime.recipes import Trained, check_batch
-from influence.runtime.run.job import BASE, Corpus, Job, Models
+from influence.runtime.run.job import BASE, Job, Models
 from influence.runtime.run.ledger import Stage
+from influence.runtime.run.packing import Corpus
 from influence.truth.smoothness import metasmoothness
 from influence.types import Params, named_leaves
 

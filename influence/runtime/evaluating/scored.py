@@ -12,8 +12,9 @@ from influence.attribution.measurements import Measurement
 from influence.runtime.models import Model
 from influence.runtime.run.asking import Question, asked, measurements
 from influence.runtime.run.found import found
-from influence.runtime.run.job import MODEL, Corpus, Job, Models, opened_job
+from influence.runtime.run.job import MODEL, Job, Models, opened_job
 from influence.runtime.run.ledger import Stage, opened
+from influence.runtime.run.packing import Corpus
 
 
 @dataclass(frozen=True)

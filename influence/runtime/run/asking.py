@@ -21,17 +21,10 @@ from influence.runtime.processes import check_alone
 from influence.runtime.run import featuring, solving
 from influence.runtime.run.featuring import Feature
 from influence.runtime.run.fitting import curvature_of, fitted
-from influence.runtime.run.job import (
-    GB,
-    MODEL,
-    Corpus,
-    Job,
-    Models,
-    clock,
-    opened_job,
-)
+from influence.runtime.run.job import GB, MODEL, Job, Models, clock, opened_job
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
 from influence.runtime.run.options import Query, check_numbers
+from influence.runtime.run.packing import Corpus
 
 
 class Question(NamedTuple):

@@ -108,12 +108,12 @@ def halving(work: Callable[[int], T], size: int, say: Callable[[int], object]) -
       size: to begin with.
       say: is told every size that is gone down to.
 
-    Of several processes none can go down alone, so the error of one ends them all.
-
     Raises:
       MemoryError: if there is no room for a single sequence.
     """
-    while not several():
+    if several():  # none can go down alone, so the error of one ends them all
+        return work(size)
+    while True:
         try:
             return work(size)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -123,7 +123,6 @@ def halving(work: Callable[[int], T], size: int, say: Callable[[int], object]) -
                 raise _no_room(size) from error
             size //= 2
         say(size)
-    return work(size)
 
 
 def _no_room(size: int) -> MemoryError:

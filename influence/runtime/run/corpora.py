@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from influence.runtime.models import Model
-from influence.runtime.run.job import Corpus, Job
+from influence.runtime.run.job import Job
 from influence.runtime.run.options import Data
+from influence.runtime.run.packing import Corpus
 
 
 def corpora(job: Job, model: Model, said: Sequence[str], own: Corpus) -> list[Corpus]:

@@ -15,8 +15,8 @@ from influence.runtime.corpus.packed import Packed
 from influence.runtime.dictionaries.folders import open_dictionary
 from influence.runtime.dictionaries.stored import Stored
 from influence.runtime.models import Model
-from influence.runtime.run.job import Corpus, Job
-from influence.runtime.run.packing import sample
+from influence.runtime.run.job import Job
+from influence.runtime.run.packing import Corpus, sample
 from influence.runtime.sae.reading import Reading, check_stored, site_of
 
 LOOKED_AT = 4096

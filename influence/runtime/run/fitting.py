@@ -34,18 +34,10 @@ from influence.runtime.run.batching import (
     groups,
     halving,
 )
-from influence.runtime.run.job import (
-    BASE,
-    GB,
-    MODEL,
-    Corpus,
-    Job,
-    Models,
-    clock,
-)
+from influence.runtime.run.job import BASE, GB, MODEL, Job, Models, clock
 from influence.runtime.run.ledger import Ledger, Stage, begin, locked
 from influence.runtime.run.options import Fit, as_json, check_numbers
-from influence.runtime.run.packing import sample
+from influence.runtime.run.packing import Corpus, sample
 from influence.types import Layer
 
 

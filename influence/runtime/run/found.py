@@ -13,9 +13,10 @@ from influence.runtime import formats
 from influence.runtime.corpus.packed import Packed
 from influence.runtime.corpus.texts import texts
 from influence.runtime.run.asking import queries_file
-from influence.runtime.run.job import BASE, MODEL, Corpus, Job, Models, opened_job
+from influence.runtime.run.job import BASE, MODEL, Job, Models, opened_job
 from influence.runtime.run.kept import check_scores, named, scores_at, shares_at
 from influence.runtime.run.ledger import opened
+from influence.runtime.run.packing import Corpus
 from influence.runtime.run.stream import LAYERS, SCORE, read_scores
 
 

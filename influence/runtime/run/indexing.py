@@ -28,9 +28,10 @@ from influence.runtime.run.batching import Measured, halving
 from influence.runtime.run.codes import CodeStream
 from influence.runtime.run.corpora import corpora
 from influence.runtime.run.fitting import curvature_of, fitted
-from influence.runtime.run.job import GB, MODEL, Corpus, Job, Models, clock, opened_job
+from influence.runtime.run.job import GB, MODEL, Job, Models, clock, opened_job
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
 from influence.runtime.run.options import Index, check_numbers
+from influence.runtime.run.packing import Corpus
 
 
 def index(

@@ -42,7 +42,7 @@ from influence.runtime.processes import check_alone, led
 from influence.runtime.run.batching import Measured, fastest, sizes
 from influence.runtime.run.ledger import Ledger, Stage
 from influence.runtime.run.options import Data, Fit, from_json
-from influence.runtime.run.packing import Watch, separator
+from influence.runtime.run.packing import Corpus, Watch, separator
 from influence.runtime.saves import Saves
 from influence.runtime.store import Writer
 
@@ -59,21 +59,6 @@ def code() -> str:
     """Returns what of the code numbers depend on: versions, and the device."""
     packages = ", ".join(f"{x} {version(x)}" for x in ("influence", "jax", "jaxlib"))
     return f"{packages}, {jax.devices()[0].device_kind}"
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Sequences, and where they are from.
-
-    Attributes:
-      packed: the sequences.
-      source: the documents.
-      digest: a SHA-256 of the documents and of how they were packed.
-    """
-
-    packed: Packed
-    source: Source
-    digest: str
 
 
 @dataclass(frozen=True)

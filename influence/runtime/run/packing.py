@@ -1,11 +1,29 @@
-"""What packing needs beside a corpus: words for tokens, signs of life, samples."""
+"""A run's packed corpora: what one is, what packing it needs, samples of it."""
+
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
 
 from influence.runtime.corpus.pack import Totals
 from influence.runtime.corpus.packed import Packed
+from influence.runtime.corpus.source import Source
 from influence.runtime.models import Model
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sequences, and where they are from.
+
+    Attributes:
+      packed: the sequences.
+      source: the documents.
+      digest: a SHA-256 of the documents and of how they were packed.
+    """
+
+    packed: Packed
+    source: Source
+    digest: str
 
 
 class Watch:

@@ -21,9 +21,9 @@ import numpy as np
 from influence.runtime.corpus.packed import Packed, PackedBatches
 from influence.runtime.mesh import Layout
 from influence.runtime.processes import led, together
+from influence.runtime.run.log import committed
 from influence.runtime.run.stream import (
     Stream,
-    committed,
     forget,
     log_at,
     stored,

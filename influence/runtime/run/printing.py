@@ -14,12 +14,6 @@ SNIPPET = 240
 """How many characters of a sequence are shown in a terminal."""
 
 
-def extremes(total: xr.DataArray, top: int) -> list[str]:
-    """Returns the names of every query's `top` highest and lowest sequences."""
-    found = (*rankings(total, top), *rankings(total, top, lowest=True))
-    return sorted({x.id for ranking in found for x in ranking})
-
-
 def print_rankings(
     console: Console,
     asked: Sequence[Question],

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import xarray as xr
 from rich.console import Console
 
 from influence.attribution import top
@@ -27,39 +26,18 @@ from influence.runtime.run.asking import asked, queries_file, question_tokens
 from influence.runtime.run.batching import Measured, halving
 from influence.runtime.run.corpora import corpora
 from influence.runtime.run.fitting import fitted
-from influence.runtime.run.job import (
-    GB,
-    MODEL,
-    Corpus,
-    Job,
-    Models,
-    clock,
-    opened_job,
-)
+from influence.runtime.run.job import GB, MODEL, Job, Models, clock, opened_job
+from influence.runtime.run.keeping import Keep, candidates_of, extremes, keep_of
 from influence.runtime.run.kept import named, scores_at, shares_at
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
 from influence.runtime.run.options import Scan, check_numbers
+from influence.runtime.run.packing import Corpus
 from influence.runtime.run.parts import Walk, forgotten, parts_of, score_parts
 from influence.runtime.run.stream import Names, Stream, read_scores
 from influence.types import Batch
 
-LARGEST = 4 * GB
-"""How many bytes of scores by layer are kept if nothing is said."""
-
 SHOWN = 5
 """Of how many sequences of either sign the shares of tokens are kept, each query."""
-
-
-class Keep(NamedTuple):
-    """What of the scores is kept.
-
-    Attributes:
-      layers: whether by layer, or only totals.
-      top: of how many sequences of either sign a query; None for all.
-    """
-
-    layers: bool
-    top: int | None = None
 
 
 def scan(
@@ -219,7 +197,7 @@ class _Scanning:
     @cached_property
     def _chosen(self) -> Packed:
         """Returns the sequences that are scored: all of them, or candidates."""
-        each = _candidates(self.options.candidates)
+        each = candidates_of(self.options.candidates)
         if each is None:
             return self.corpus.packed
         words = {}
@@ -237,19 +215,10 @@ class _Scanning:
 
     def _keep(self) -> Keep:
         """Returns what is kept: as the options say, or as there is room for."""
-        said = self.options.keep
-        if said is None:
-            layers = axis(self.query, by_layer=True)
-            need = 4 * len(self.query.names) * len(layers) * self.rows
-            return Keep(layers=need <= LARGEST)
-        if said in ("layers", "totals"):
-            return Keep(layers=said == "layers")
-        word, _, count = said.partition(":")
-        if word != "top" or not count.isdecimal() or int(count) < 1:
-            raise ValueError(
-                f"--keep {said} means nothing. Say `layers`, `totals` or `top:N`."
-            )
-        return Keep(layers=True, top=int(count))
+        layers = axis(self.query, by_layer=True)
+        return keep_of(
+            self.options.keep, 4 * len(self.query.names) * len(layers) * self.rows
+        )
 
     def _scores(self, keep: Keep, size: int) -> "_Done":
         """Streams scores to the disk."""
@@ -406,25 +375,3 @@ class _Done(NamedTuple):
 
     stage: Stage
     checksum: str
-
-
-def extremes(score: xr.DataArray, each: int) -> set[str]:
-    """Returns the names of every query's highest and lowest sequences."""
-    values = score.transpose("query", "train").values
-    order = np.argsort(values, axis=1, kind="stable")
-    places = np.unique(np.concatenate([order[:, :each], order[:, -each:]], axis=1))
-    return {str(x) for x in score["train"].values[places]}
-
-
-def _candidates(said: str | None) -> int | None:
-    """Returns how many candidates a query has; None for all sequences.
-
-    Raises:
-      ValueError: if the words mean nothing.
-    """
-    if said is None:
-        return None
-    word, _, count = said.partition(":")
-    if word != "bm25" or not count.isdecimal() or int(count) < 1:
-        raise ValueError(f"--candidates {said} means nothing. Say `bm25:N`, N > 0.")
-    return int(count)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +11,14 @@ import xarray as xr
 from rich.console import Console
 
 from influence.attribution import countsketch
+from influence.attribution.countsketch import CountSketch
 from influence.attribution.query import Query
 from influence.attribution.query import query as solve
 from influence.attribution.scan import axis, reader
 from influence.attribution.tokens import token_scores
+from influence.curvature.operator import Curvature
 from influence.runtime import formats
-from influence.runtime.corpus.packed import Packed
-from influence.runtime.lookup import KINDS, Codes, Lookup
+from influence.runtime.lookup import KINDS, Lookup
 from influence.runtime.models import Model
 from influence.runtime.report import page
 from influence.runtime.run import solving
@@ -27,11 +28,12 @@ from influence.runtime.run.codes import check_codes
 from influence.runtime.run.fitting import curvature_of, fitted
 from influence.runtime.run.found import Found
 from influence.runtime.run.indexing import codes_at, codes_of, lookup_at, sketch_of
-from influence.runtime.run.job import MODEL, Corpus, Job, Models, opened_job
+from influence.runtime.run.job import MODEL, Job, Models, opened_job
 from influence.runtime.run.ledger import opened
 from influence.runtime.run.options import Search, check_numbers
+from influence.runtime.run.packing import Corpus
 from influence.runtime.run.paging import Pages
-from influence.runtime.run.printing import extremes, print_rankings
+from influence.runtime.run.printing import print_rankings
 from influence.runtime.store import atomic, check_file
 
 
@@ -97,104 +99,105 @@ def search(
     return answer
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The index of one corpus."""
+class Part(NamedTuple):
+    """The index of one corpus.
+
+    Attributes:
+      corpus: the sequences.
+      rows: how many there are.
+      find: looks their vectors up.
+      batch: how many of them are read at a time.
+      made: what the vectors were made with, as it is noted.
+    """
 
     corpus: Corpus
-    codes: Codes
+    rows: int
     find: Lookup
-    entry: Mapping[str, Any]
+    batch: int
+    made: Mapping[str, Any]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Searcher:
     """A run's index, loaded: it can be asked again and again.
 
     Attributes:
       job: the run's.
       model: the run's.
+      fitted_to: the corpus of the fit.
+      curvature: as fitted.
+      sketch: what makes questions as short as sequences are.
       parts: the index of every corpus.
-      files: the curvature's artifacts.
     """
 
     job: Job
     model: Model
-    parts: list[_Part]
-    files: list[str]
-    _seconds: dict[str, float] = field(default_factory=dict)
+    fitted_to: Corpus
+    curvature: Curvature
+    sketch: CountSketch
+    parts: list[Part]
 
     @property
     def results(self) -> Found:
         """Returns the corpora that were indexed."""
         return Found(self.job, {x.corpus.source.name: x.corpus for x in self.parts})
 
-    @property
-    def rows(self) -> int:
-        """Returns how many sequences were indexed."""
-        return sum(len(x.codes) for x in self.parts)
-
     def answer(self, options: Search, asked: list[Question]) -> Answer:
         """Returns what there is to say to some questions."""
-        self._seconds.clear()
-        with self._timed("gradients and solutions"):
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "gradients and solutions"):
             solved = self.solve(options, asked)
-        n_train = options.n_train or self.rows
-        layers = []
-        for part, places in self.candidates(solved, options.rescore):
-            chosen = part.corpus.packed.take(places)
-            with self._timed(f"scoring {len(places):,} sequences exactly"):
-                exact = self._exact(solved, chosen, part, n_train)
-            layers.append(exact)
-        whole: Any = xr.concat(layers, "train", combine_attrs="override")
-        total = whole.sum("layer").assign_attrs(whole.attrs)
-        shown = extremes(total, max(options.top, page.SHOWN))
-        with self._timed(f"splitting {len(shown)} of them over tokens"):
+        with _timed(seconds, "looking up"):
+            found = self.candidates(solved, options.rescore)
+        n_train = options.n_train or sum(x.rows for x in self.parts)
+        count = sum(len(places) for _, places in found)
+        with _timed(seconds, f"scoring {count:,} sequences exactly"):
+            exact = [self._exact(solved, *x, n_train) for x in found]
+        layers: Any = xr.concat(exact, "train", combine_attrs="override")
+        total = layers.sum("layer").assign_attrs(layers.attrs)
+        shown = page.shown(total, max(options.top, page.SHOWN))
+        with _timed(seconds, f"splitting {len(shown)} of them over tokens"):
             shares = self._shares(solved, shown, n_train)
-        texts = self.results.texts(extremes(total, options.top))
-        return Answer(asked, total, whole, shares, texts, dict(self._seconds))
+        texts = self.results.texts(page.shown(total, options.top))
+        return Answer(asked, total, layers, shares, texts, seconds)
 
     def solve(self, options: Search, asked: list[Question]) -> Query:
         """Returns the questions, solved for."""
-        curvature = curvature_of(self.job, self.files)
-        own = self.job.corpus(self.model)
         solver = solving.solver_of(
-            self.job, MODEL, self.model, own, curvature, options.asked
+            self.job, MODEL, self.model, self.fitted_to, self.curvature, options.asked
         )
         measured = measurements(self.model, asked)
-        return solve(curvature, self.model.params, measured, solver=solver)
+        return solve(self.curvature, self.model.params, measured, solver=solver)
 
-    def candidates(self, query: Query, each: int) -> Iterator[tuple[_Part, np.ndarray]]:
-        """Yields where in each corpus the sequences are that are worth a closer look.
+    def candidates(self, query: Query, each: int) -> list[tuple[Part, np.ndarray]]:
+        """Returns where in each corpus the sequences are that are worth a closer look.
 
         Args:
           query: the questions, solved for.
           each: how many of either sign for each question, of all corpora.
         """
-        curvature = curvature_of(self.job, self.files)
-        entry = self.parts[0].entry
-        sketch = sketch_of(entry, curvature)
         # A score is minus the product.
-        v_QxK = -np.asarray(countsketch.asked(sketch, query), np.float32)
-        with self._timed("looking up"):
-            found = [_best(self.parts, v_QxK, each), _best(self.parts, -v_QxK, each)]
-        for place, part in enumerate(self.parts):
-            here = np.concatenate([x[1][x[0] == place] for x in found])
-            if len(here):
-                yield part, np.unique(here)
+        v_QxK = -np.asarray(countsketch.asked(self.sketch, query), np.float32)
+        found = [_best(self.parts, v_QxK, each), _best(self.parts, -v_QxK, each)]
+        here = [
+            np.unique(np.concatenate([at[whose == number] for whose, at in found]))
+            for number in range(len(self.parts))
+        ]
+        return [x for x in zip(self.parts, here, strict=True) if len(x[1])]
 
     def _exact(
-        self, query: Query, chosen: Packed, part: _Part, n_train: int
+        self, query: Query, part: Part, places: np.ndarray, n_train: int
     ) -> xr.DataArray:
         """Returns the scores of some sequences, layer by layer."""
         read = reader(self.model.task, self.model.params, query)
+        chosen = part.corpus.packed.take(places)
 
         def scored(size: int) -> np.ndarray:
             batches = self.job.batches(chosen, size)
             rows = [np.asarray(read(x))[np.asarray(x.real_B)] for x in batches]
             return np.concatenate(rows).transpose(1, 0, 2)
 
-        values = halving(scored, self._size(part, chosen), self._smaller)
+        values = halving(scored, min(part.batch, len(chosen)), self._smaller)
         found = query.scores(
             values, chosen.ids, n_train, layer=axis(query, by_layer=True)
         )
@@ -204,20 +207,14 @@ class Searcher:
         """Returns the scores of some sequences, token by token."""
         found = []
         for part in self.parts:
-            name = part.corpus.source.name
+            name, packed = part.corpus.source.name, part.corpus.packed
             own = [x for x in ids if x.rsplit(":", 2)[0] == name]
             if own:
-                places = sorted(map(part.corpus.packed.place_of, own))
-                chosen = part.corpus.packed.take(places)
-                batches = self.job.batches(chosen, self._size(part, chosen))
+                chosen = packed.take(sorted(map(packed.place_of, own)))
+                batches = self.job.batches(chosen, min(part.batch, len(chosen)))
+                task, params = self.model.task, self.model.params
                 found.append(
-                    token_scores(
-                        self.model.task,
-                        self.model.params,
-                        query,
-                        batches,
-                        n_train=n_train,
-                    )
+                    token_scores(task, params, query, batches, n_train=n_train)
                 )
         whole: Any = xr.concat(found, "train", join="outer", fill_value=0.0)
         return whole
@@ -225,15 +222,13 @@ class Searcher:
     def _smaller(self, size: int) -> None:
         self.job.say(f"The device's memory is too small: on with batches of {size}.")
 
-    def _size(self, part: _Part, chosen: Packed) -> int:
-        return min(int(part.entry["inputs"]["batch"]), len(chosen))
 
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        took = time.perf_counter() - begun
-        self._seconds[what] = self._seconds.get(what, 0.0) + took
+@contextmanager
+def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    """Notes how long something takes."""
+    begun = time.perf_counter()
+    yield
+    seconds[what] = time.perf_counter() - begun
 
 
 def opened_index(job: Job) -> Searcher:
@@ -244,7 +239,8 @@ def opened_index(job: Job) -> Searcher:
       ValueError: if something changed since, or is damaged.
     """
     model = job.model(MODEL)
-    files = fitted(job, MODEL, model, job.corpus(model))
+    fitted_to = job.corpus(model)
+    files = fitted(job, MODEL, model, fitted_to)
     artifacts = job.ledger.run.manifest["artifacts"]
     now = {
         **job.common(model.digest),
@@ -259,16 +255,18 @@ def opened_index(job: Job) -> Searcher:
             f"The run in {job.folder} has no index yet. Run `influence index "
             f"{job.folder}` first."
         )
-    made = {(x.entry["length"], x.entry["inputs"]["damping"]) for x in parts}
+    made = {(x.made["length"], x.made["inputs"]["damping"]) for x in parts}
     if len(made) > 1:
         raise ValueError(
             "The corpora were not indexed alike: some with other --bytes or --damping. "
             f"Run `influence index {job.folder}` with the same for each."
         )
-    return Searcher(job, model, parts, files)
+    curvature = curvature_of(job, files)
+    sketch = sketch_of(parts[0].made, curvature)
+    return Searcher(job, model, fitted_to, curvature, sketch, parts)
 
 
-def _opened(job: Job, entry: Mapping[str, Any], now: Mapping[str, str]) -> _Part:
+def _opened(job: Job, entry: Mapping[str, Any], now: Mapping[str, str]) -> Part:
     """Returns the index of a corpus.
 
     Raises:
@@ -287,11 +285,12 @@ def _opened(job: Job, entry: Mapping[str, Any], now: Mapping[str, str]) -> _Part
     codes = codes_of(job, name)
     place = lookup_at(name, kind)
     made = KINDS[kind].make and job.ledger.run.read(place, lambda path: path)
-    return _Part(job.reopened(name), codes, KINDS[kind].open(codes, made), entry)
+    find, batch = KINDS[kind].open(codes, made), int(entry["inputs"]["batch"])
+    return Part(job.reopened(name), len(codes), find, batch, entry)
 
 
 def _best(
-    parts: Sequence[_Part], v_QxK: np.ndarray, each: int
+    parts: Sequence[Part], v_QxK: np.ndarray, each: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns of which part, and where in it, the best of every question are."""
     hits = [x.find(v_QxK, each) for x in parts]

@@ -25,7 +25,7 @@ from influence.runtime.run.kept import check_scores, named, scores_at
 from influence.runtime.run.ledger import locked, opened
 from influence.runtime.run.options import Report, Show, Status
 from influence.runtime.run.paging import Pages
-from influence.runtime.run.printing import extremes, print_rankings
+from influence.runtime.run.printing import print_rankings
 from influence.runtime.run.stream import check_begun
 from influence.runtime.sae.linked import carried
 from influence.runtime.saves import Saves
@@ -54,7 +54,7 @@ def show(
     known = asked(job)
     wanted = chosen(known, options.query)
     total = total.isel(query=[known.index(x) for x in wanted])
-    texts = results.texts(extremes(total, options.top))
+    texts = results.texts(page.shown(total, options.top))
     print_rankings(job.console, wanted, total, texts, options.top)
 
 

@@ -11,9 +11,9 @@ from influence.model.train import Recipe
 from influence.runtime.corpus.packed import PackedBatches
 from influence.runtime.models import Model
 from influence.runtime.recipes import read_recipe
-from influence.runtime.run.job import BASE, MODEL, Corpus, Job
+from influence.runtime.run.job import BASE, MODEL, Job
 from influence.runtime.run.options import Query
-from influence.runtime.run.packing import sample
+from influence.runtime.run.packing import Corpus, sample
 
 DAMPING = {"ekfac": 0.1, "cg": 10.0}
 """What each solver damps by if nothing is said, times the mean eigenvalue."""

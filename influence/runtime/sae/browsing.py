@@ -27,9 +27,10 @@ from influence.runtime.report.feature_exports import circuit_tracer, neuronpedia
 from influence.runtime.report.features import render
 from influence.runtime.run.featuring import PEAKS, measured_at, peaks
 from influence.runtime.run.fitting import curvature_of, fitted
-from influence.runtime.run.job import MODEL, Corpus, Job, Models, opened_job
+from influence.runtime.run.job import MODEL, Job, Models, opened_job
 from influence.runtime.run.ledger import opened
 from influence.runtime.run.options import check_numbers
+from influence.runtime.run.packing import Corpus
 from influence.runtime.sae.options import Features
 from influence.runtime.sae.reading import Reading, check_stored, read_once
 from influence.runtime.sae.spelling import spelt
