@@ -5,8 +5,8 @@
 Times the engine's stages over the reference model (`DIR/small`) or a random one of 14M
 parameters, and prints tokens a second, tokens a second of processor time, how many
 times a plain forward and backward pass over the same tokens that is, and peak memory.
-With `--peers` kronfluence does the same stages in the same run, turn by turn, and the
-table says where it is ahead.
+With `--peers` kronfluence and bergson do the same stages, as far as they have them, in
+the same run, turn by turn, and the table says where they are ahead.
 
 * Each contender is a process of its own (`contender.py`); compiling is timed apart.
 * Figures are the medians of `--repetitions`, and the highest peak. On a machine that
@@ -43,6 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "batch": {
             OURS: {"": 16, "eigenvalues": 8},
             "kronfluence": {"": 16, "unit": 32, "covariance": 32, "tokens": 4},
+            "bergson": {"": 16},
         },
     },
     "medium": {
@@ -51,13 +52,20 @@ SIZES: dict[str, dict[str, Any]] = {
         "batch": {
             OURS: {"": 4},
             "kronfluence": {"": 4, "unit": 16, "scan": 8, "tokens": 2},
+            "bergson": {"": 8},
         },
     },
 }  # fmt: skip
 """What is measured, by the name of the configuration."""
 
-PEERS = {"kronfluence": "experiments.contender_kronfluence"}
+PEERS = {
+    "kronfluence": "experiments.contender_kronfluence",
+    "bergson": "experiments.contender_bergson",
+}
 """The modules of those timed beside the engine."""
+
+ANEW = ("kronfluence",)
+"""Those that solve for their queries in every scan."""
 
 
 class Timed(NamedTuple):
@@ -228,7 +236,10 @@ def table(title: str, found: Mapping[str, Any], peers: list[str]) -> Table:
         cells = [f"{x['first_seconds']:.1f}", *_speed(x, "tokens_per_second")]
         cells += [*_speed(x, "tokens_per_cpu_second"), *_share(x)]
         for peer in peers:
-            y = x["peers"][peer]
+            y = x["peers"].get(peer)
+            if y is None:
+                cells += [""] * 5
+                continue
             cells += [*_speed(y, "tokens_per_cpu_second"), *_share(y)]
             cells += [f"{y['ratio']:.2f}", _verdict(peer, y["ratio"])]
         shown.add_row(stage, *cells)
@@ -253,20 +264,27 @@ def _share(x: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def job(given: argparse.Namespace) -> Job:
-    """Returns what is asked for on the command line."""
-    folder = given.reference / "small"
-    sizes = SIZES[given.config] | {
-        "folder": folder if given.config == "small" else None,
+def job(
+    reference: Path,
+    config: str,
+    *,
+    layers: str = "mlp",
+    sequences: int | None = None,
+    queries: int | None = None,
+    threads: int = 1,
+) -> Job:
+    """Returns what contenders work on; the configuration's own numbers where None."""
+    folder = reference / "small"
+    sizes = SIZES[config] | {
+        "folder": folder if config == "small" else None,
         "vocabulary": vocabulary(folder),
-        "layers": given.layers,
+        "layers": layers,
         "rank": 32,
         "damping": 0.1,
-        "threads": given.threads,
+        "threads": threads,
     }
-    for name in ("sequences", "queries"):
-        if getattr(given, name) is not None:
-            sizes[name] = getattr(given, name)
+    given = {"sequences": sequences, "queries": queries}
+    sizes |= {k: x for k, x in given.items() if x is not None}
     sizes["token_sequences"] = min(sizes["token_sequences"], sizes["sequences"])
     return Job(**sizes)
 
@@ -288,19 +306,35 @@ def main() -> None:
     add("--stages", nargs="*", default=[], help="only these, by name; all if left out")
     add("--repetitions", type=int, default=3)
     add("--threads", type=int, default=1, help="of each contender")
-    add("--peers", action="store_true", help="time kronfluence as well")
+    add(
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        help="time these as well; all of them if none is named",
+    )
     add("--json", action="store_true", help="print all figures, in one last line")
     given, console = parser.parse_args(), Console()
+    if given.peers == []:
+        given.peers = list(PEERS)
+    peers = {name: PEERS[name] for name in given.peers or ()}
     if not console.is_terminal:
-        console = Console(width=160)  # a file has room for the whole table
-    peers = PEERS if given.peers else {}
+        console = Console(width=100 + 60 * len(peers))  # A file has room for all.
     modules = {OURS: "experiments.contender_influence", **peers}
-    work, progress = job(given), Console(stderr=True)
+    work = job(
+        given.reference,
+        given.config,
+        layers=given.layers,
+        sequences=given.sequences,
+        queries=given.queries,
+        threads=given.threads,
+    )
+    progress = Console(stderr=True)
     low = f", rank {work.rank}"
     found = timed(work, modules, given.repetitions, progress.print, given.stages)
     results = {OURS: whole(with_queries(found[OURS], low))}
     for name in peers:
-        results[name] = whole(without_queries(found[name], low))
+        apart = without_queries if name in ANEW else with_queries
+        results[name] = whole(apart(found[name], low))
     stages = report(results)
     title = f"{given.config}, layers {given.layers}, {given.threads} thread(s)"
     console.print(table(title, stages, list(peers)))

@@ -11,6 +11,7 @@ from jax import Array
 import influence
 from experiments.contender import Data, Job, Stage, Stages
 from experiments.reference import GPT, Counted, examples, measurements
+from influence.attribution.countsketch import count_sketch, reader
 from influence.attribution.forms import Compress, Plain
 from influence.attribution.measurements import Measurement
 from influence.curvature import covariance, eigenvalues, eigenvectors
@@ -20,7 +21,11 @@ from influence.linalg.kronecker import Kronecker
 from influence.model.examples import InMemory
 from influence.model.task import losses
 from influence.model.trace import select, trace
+from influence.runtime.lookup import encode, length_in
 from influence.types import Batch, Params
+
+INDEXED = 16384
+"""Bytes a sequence of the index that is timed."""
 
 
 def stages(job: Job, data: Data) -> Stages:
@@ -75,6 +80,7 @@ class Engine:
             "scan": self._over_data("scan", self.scan),
             "scan, per layer": self._over_data("scan", self.scan_layers),
             "scan, per token": self._over_data("tokens", self.scan_tokens, few),
+            "index": self._over_data("scan", self.index),
             f"query{low}": Stage(
                 tokens,
                 lambda: self.query(asked, Plain(job.rank)),
@@ -152,6 +158,13 @@ class Engine:
     def scan_layers(self, batches: InMemory) -> None:
         """Scores every sequence through every layer."""
         influence.scan(self.task, self.params, self.asking, batches)
+
+    def index(self, batches: InMemory) -> None:
+        """Makes a short vector of every sequence, as it is kept."""
+        sketch = count_sketch(self.curvature, length=length_in(INDEXED))
+        read = reader(self.task, self.params, sketch)
+        for batch in batches:
+            encode(np.asarray(read(batch))[batch.real_B])
 
     def scan_tokens(self, batches: InMemory) -> None:
         """Scores every position of some sequences."""

@@ -14,6 +14,6 @@ def needed(name: str, extra: str) -> Any:
         return import_module(name)
     except ImportError as missing:
         raise ImportError(
-            f"{missing.name!r} is needed to compare with: pip install -e '.[{extra}]', "
-            "after PyTorch's CPU build."
+            f"{missing.name or name!r} is needed to compare with: pip install -e "
+            f"'.[{extra}]', after PyTorch's CPU build."
         ) from missing

@@ -193,7 +193,7 @@ def main() -> None:
     before = {(x["config"], x["stage"]): x for x in kept()} if given.stages else {}
     rows = []
     for config in given.configs:
-        job = reference_job(given.reference, config)
+        job = bench_job(given.reference, config, sequences=SEQUENCES[config])
         params = jax.eval_shape(lambda job=job: data(job).params)
         patterns = [f"{name}.weight" for name in job.names()]
         of = subject(Counted(GPT(job.blocks, job.heads)), params, patterns)
@@ -215,13 +215,6 @@ def kept() -> list[dict[str, Any]]:
     """Returns the rows that were measured before."""
     path = results.FOLDER / "plan_check.json"
     return json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
-
-
-def reference_job(reference: Path, config: str) -> Job:
-    """Returns what the bench's contenders are given, with fewer sequences."""
-    asked = {"config": config, "sequences": SEQUENCES[config], "threads": 1}
-    rest = {"reference": reference, "layers": "mlp", "queries": None}
-    return bench_job(argparse.Namespace(**asked, **rest))
 
 
 if __name__ == "__main__":

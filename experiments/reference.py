@@ -76,14 +76,31 @@ def norm(params: Params, name: str, x: Array) -> Array:
 
 
 def attend(q: Array, k: Array, v: Array, seen: Array, heads: int) -> Array:
-    """Returns causal attention over positions that are `seen`, `[B, T]`."""
+    """Returns causal attention over positions that are `seen`, `[B, T]`.
+
+    The first half of positions is not shown the second, which it could not look at.
+    """
     split = (*q.shape[:2], heads, -1)
-    q, k, v = (x.reshape(split) for x in (q, k, v))
-    causal = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
-    mask = causal[None, None] & seen[:, None, None]
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
-    weights = jax.nn.softmax(jnp.where(mask, scores, -1e9), axis=-1)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*q.shape[:2], -1)
+    q, k, v = (x.reshape(split) for x in (q * (q.shape[-1] // heads) ** -0.5, k, v))
+    half = q.shape[1] // 2
+    first = gathered(q[:, :half], k[:, :half], v[:, :half], seen[:, :half])
+    second = gathered(q[:, half:], k, v, seen)
+    return jnp.concatenate([first, second], axis=1).reshape(*q.shape[:2], -1)
+
+
+def gathered(q: Array, k: Array, v: Array, seen: Array) -> Array:
+    """Returns what the last positions gather from all, `[B, T, H, K]`.
+
+    Divided by the sum of weights at the end, where there is the least to divide.
+    """
+    queries, keys = q.shape[1], k.shape[1]
+    causal = jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k)
+    scores = jnp.where(causal[None, None] & seen[:, None, None], scores, -1e9)
+    highest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - highest)
+    y = jnp.einsum("bhqk,bkhd->bhqd", weights, v)
+    return (y / weights.sum(-1, keepdims=True)).swapaxes(1, 2)
 
 
 def tiny(params: Params, inputs: Inputs) -> Array:

@@ -1,0 +1,297 @@
+"""How little work gives the same ranking, and how much time does that save?
+
+    python -m experiments.equal_fidelity --reference DIR [--config small|medium]
+
+Two ways to do less: to fit the curvature to some of the sequences, and to answer from
+an index, a short vector a sequence, instead of a second pass over the corpus. Every
+way's scores are held against those of a curvature fitted to all, with the same sampled
+labels and exact gradients: Spearman's correlation over the sequences, query by query.
+Of the medium model, which `DIR` has no weights of, some steps of training come first.
+
+What it saves is put together from the stages that `experiments.bench_engine` timed on
+this machine (`experiments/results/bench_engine_*.json`), ours and kronfluence's, for
+the sequences and queries asked for. kronfluence is given the same subsampling in a row
+of its own; it has no index.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+import influence
+from experiments import results
+from experiments.bench_engine import OURS, SIZES, job
+from experiments.contender import Data, Job, data, measured
+from experiments.reference import GPT, Counted, examples, measurements
+from influence.attribution import countsketch
+from influence.attribution.query import Query
+from influence.curvature.operator import Curvature
+from influence.model import train
+from influence.model.examples import Examples
+from influence.model.train import Order, Recipe
+from influence.runtime.driver import Driver
+from influence.runtime.lookup import Codes, encode, flat, length_in
+
+ENOUGH = 0.99
+"""Spearman's correlation, averaged over queries, from which a ranking is the same."""
+
+PARTS = (2, 4, 8, 16)
+"""One of so many sequences is fitted to."""
+
+BYTES = (512, 4096, 16384, 65536)
+"""Of an index, a sequence."""
+
+PEER = "kronfluence"
+
+
+class Setting(NamedTuple):
+    """A model, its data and its questions."""
+
+    task: Counted
+    params: influence.types.Params
+    layers: list[str]
+    train: Examples
+    asked: Mapping[str, Any]
+    batch: int
+    damping: float
+
+
+class Row(NamedTuple):
+    """How well one way does.
+
+    Attributes:
+      fitted: how many sequences the curvature was fitted to.
+      bytes: of an index, a sequence; None where gradients were exact.
+      spearman: with the full fit's exact scores, averaged over queries.
+      least: that of the query with the lowest.
+      lookup: processor seconds to look all queries up, in an index.
+    """
+
+    fitted: int
+    bytes: int | None
+    spearman: float
+    least: float
+    lookup: float = 0.0
+
+
+class Saving(NamedTuple):
+    """What one way takes, in processor seconds.
+
+    Attributes:
+      who: does it.
+      fitted: how many sequences the curvature is fitted to.
+      bytes: of an index, a sequence; None if the corpus is scanned for every set of
+        queries.
+      one: for the scores of one set of queries, from the beginning.
+      two: and of a second one after it.
+    """
+
+    who: str
+    fitted: int
+    bytes: int | None
+    one: float
+    two: float
+
+
+def main(
+    reference: Path,
+    config: Literal["small", "medium"] = "small",
+    sequences: int = 1000,
+    steps: int = 200,
+) -> None:
+    """Prints both tables and writes them.
+
+    Args:
+      reference: the reference folder.
+      config: which model.
+      sequences: how many there are to fit to and to score.
+      steps: of training, where the reference has no weights.
+    """
+    console = Console(width=120)
+    setting = prepared(reference, config, sequences, steps)
+    rows = list(measure(setting))
+    console.print(shown("fidelity", Row._fields, rows))
+    timed = results.FOLDER / f"bench_engine_{config}.json"
+    stages = json.loads(timed.read_text())["stages"]
+    context = SIZES[config]["context"]
+    found = list(savings(rows, stages, context, sequences, len(setting.asked)))
+    console.print(shown("processor seconds", Saving._fields, found))
+    results.write(
+        f"equal_fidelity_{config}",
+        seed=0,
+        settings={"sequences": sequences, "steps": steps, "enough": ENOUGH},
+        rows={
+            "fidelity": [x._asdict() for x in rows],
+            "savings": [x._asdict() for x in found],
+        },
+    )
+
+
+def shown(title: str, heads: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Table:
+    """Returns rows as a table."""
+    table = Table(*heads, title=title)
+    for row in rows:
+        cells = (f"{x:.4g}" if isinstance(x, float) else f"{x or ''}" for x in row)
+        table.add_row(*cells)
+    return table
+
+
+def savings(
+    rows: Sequence[Row], stages: Mapping[str, Any], context: int, train: int, asked: int
+) -> Iterator[Saving]:
+    """Yields what it takes to rank all sequences as the full fit does, way by way.
+
+    Of every way the least that is good enough, and everything done in full.
+
+    Args:
+      rows: how well each does.
+      stages: what the stages took, as `bench_engine` wrote it.
+      context: tokens a sequence.
+      train: how many sequences there are.
+      asked: how many queries.
+    """
+    good = [x for x in rows if x.spearman >= ENOUGH]
+    fewest = min((x.fitted for x in good if x.bytes is None), default=train)
+    indexed = [x for x in good if x.bytes]
+    for who in (PEER, OURS):
+        each = {
+            name: (x if who == OURS else x["peers"].get(who))
+            for name, x in stages.items()
+        }
+
+        def took(stage: str, sequences: int, each: Any = each) -> float:
+            return sequences * context / each[stage]["tokens_per_cpu_second"]
+
+        solving = each["eigendecomposition"]["cpu_seconds"]
+        query = took("query", asked)
+        for count in (train, fewest):
+            fit = solving + took("covariance", count) + took("eigenvalues", count)
+            scan = query + took("scan", train)
+            yield Saving(who, count, None, fit + scan, fit + 2 * scan)
+            least = [x for x in indexed if x.fitted == count]
+            if who == OURS and least:
+                best = min(least, key=lambda x: x.bytes or 0)
+                answer, whole = query + best.lookup, fit + took("index", train)
+                yield Saving(who, count, best.bytes, whole + answer, whole + 2 * answer)
+
+
+def prepared(reference: Path, config: str, sequences: int, steps: int) -> Setting:
+    """Returns a trained model with its data."""
+    work = job(reference, config, sequences=sequences)
+    of = data(work)
+    task = Counted(GPT(work.blocks, work.heads))
+    params = {k: jnp.asarray(x) for k, x in of.params.items()}
+    if work.folder is None:
+        of = text(reference / "small", work, of)
+    rows = examples(of.train, np.ones(of.train.shape, bool), "train")
+    asked = examples(of.queries, np.ones(of.queries.shape, bool), "query")
+    if work.folder is None:
+        params = trained(task, params, rows, steps)
+    return Setting(
+        task,
+        params,
+        [f"{name}.weight" for name in work.names()],
+        rows,
+        measurements(task, asked),
+        work.size(OURS, "scan"),
+        work.damping,
+    )
+
+
+def text(folder: Path, work: Job, of: Data) -> Data:
+    """Returns a random model's data with the reference text in place of random ids."""
+    ids = [np.load(folder / f"{kind}_ids.npy") for kind in ("train", "query")]
+    train, queries = (x.reshape(-1, work.context).astype(np.int32) for x in ids)
+    if len(train) < work.sequences or len(queries) < work.queries:
+        raise ValueError(
+            f"{folder} has text for {len(train)} sequences and {len(queries)} queries "
+            f"of {work.context} tokens, fewer than {work.sequences} and {work.queries}."
+        )
+    return of._replace(train=train[: work.sequences], queries=queries[: work.queries])
+
+
+def trained(task: Counted, params: Any, rows: Examples, steps: int) -> Any:
+    """Returns parameters after a few steps of training."""
+    recipe = Recipe(steps, batch=4, rate=1e-3, warmup=0.1)
+    fold = train.fold(task, recipe, params, rows, np.ones(len(rows)))
+    order = Order(len(rows), recipe, 0)
+    return Driver(Console(quiet=True)).run(fold, order).params
+
+
+def measure(of: Setting) -> Iterator[Row]:
+    """Yields how well every way does, fits first."""
+    curvature, query = asked(of, len(of.train))
+    exact_QxN = scored(of, query)
+    yield from (indexed(of, curvature, query, exact_QxN, size) for size in BYTES)
+    enough = len(of.train)
+    for part in PARTS:
+        count = len(of.train) // part
+        fewer, short = asked(of, count)
+        row = compared(count, None, exact_QxN, scored(of, short))
+        yield row
+        if row.spearman >= ENOUGH:
+            enough, curvature, query = count, fewer, short
+    for size in BYTES if enough < len(of.train) else ():
+        yield indexed(of, curvature, query, exact_QxN, size, enough)
+
+
+def asked(of: Setting, count: int) -> tuple[Curvature, Query]:
+    """Returns the curvature of some sequences, and the questions solved with it."""
+    places = np.unique(np.linspace(0, len(of.train) - 1, count).round().astype(int))
+    batches = of.train.take(places).batches(of.batch)
+    curvature = influence.fit(
+        of.task, of.params, batches, layers=of.layers, labels=influence.Sampled()
+    )
+    solver = influence.Eigenbasis(influence.Relative(of.damping))
+    return curvature, influence.query(curvature, of.params, of.asked, solver=solver)
+
+
+def scored(of: Setting, query: Query) -> np.ndarray:
+    """Returns exact scores, `[Q, N]`."""
+    batches = of.train.batches(of.batch)
+    found = influence.scan(of.task, of.params, query, batches, by_layer=False)
+    return np.asarray(found.total)
+
+
+def indexed(
+    of: Setting,
+    curvature: Curvature,
+    query: Query,
+    exact_QxN: np.ndarray,
+    size: int,
+    fitted: int | None = None,
+) -> Row:
+    """Returns how well an index of so many bytes a sequence does by itself."""
+    sketch = countsketch.count_sketch(
+        curvature, length=length_in(size), inverse=influence.Relative(of.damping)
+    )
+    read = countsketch.reader(of.task, of.params, sketch)
+    codes = [encode(np.asarray(read(x))[x.real_B]) for x in of.train.batches(of.batch)]
+    v_QxK = -np.asarray(countsketch.asked(sketch, query), np.float32)
+    find, found = flat(Codes(np.concatenate(codes))), []
+    cost = measured(lambda: found.append(find(v_QxK, len(of.train))))
+    guess_QxN = np.empty_like(exact_QxN)
+    np.put_along_axis(guess_QxN, found[0].places, found[0].products, axis=1)
+    row = compared(fitted or len(of.train), size, exact_QxN, guess_QxN)
+    return row._replace(lookup=cost.cpu_seconds)
+
+
+def compared(
+    fitted: int, size: int | None, exact_QxN: np.ndarray, other_QxN: np.ndarray
+) -> Row:
+    """Returns how like two sets of scores are."""
+    pairs = zip(exact_QxN, other_QxN, strict=True)
+    each = [float(stats.spearmanr(x, y).statistic) for x, y in pairs]
+    return Row(fitted, size, float(np.mean(each)), min(each))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
