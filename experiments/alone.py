@@ -5,8 +5,6 @@ how far its process grows beyond what was there. The machine's own rates are tak
 the same process, before and after, for whoever else uses the machine slows both.
 """
 
-import ctypes
-import gc
 import multiprocessing
 import os
 import statistics
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import influence
-from experiments.contender import THREADS, Job, Stage, data, measured
+from experiments.contender import THREADS, Job, Stage, data, let_go, measured
 from experiments.contender_influence import Engine
 from influence.attribution.forms import Dense, Plain
 from influence.attribution.query import Query
@@ -70,9 +68,7 @@ def _taken(job: Job, name: str, repetitions: int) -> Taken:
     stage.work()  # once, for all that has to be compiled
     for left in LEFT.get(name.partition(",")[0], ()):
         delattr(engine, left)
-    # Compiling leaves free memory behind; what is given back can grow again.
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    let_go()  # Compiling leaves free memory behind, which would not be seen to grow.
     forget_peak()
     before = peak()
     most = measured(stage.work).peak_mb

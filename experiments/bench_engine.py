@@ -23,6 +23,7 @@ the same run, turn by turn, and the table says where they are ahead.
 import argparse
 import json
 import math
+import platform
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -264,6 +265,17 @@ def _share(x: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def cpu() -> str:
+    """Returns what the processor calls itself, and of which family it is."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return platform.processor()
+    pairs = (x.partition(":") for x in path.read_text().splitlines())
+    said = {k.strip(): x.strip() for k, _, x in pairs}
+    number = f"family {said.get('cpu family')}, model {said.get('model')}"
+    return f"{said.get('model name')}, {number}"
+
+
 def job(
     reference: Path,
     config: str,
@@ -340,7 +352,7 @@ def main() -> None:
     console.print(table(title, stages, list(peers)))
     if given.json:
         settings = {**vars(given), "reference": given.reference.name}
-        said = json.dumps({"settings": settings, "stages": stages})
+        said = json.dumps({"cpu": cpu(), "settings": settings, "stages": stages})
         console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 

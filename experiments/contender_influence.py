@@ -1,6 +1,10 @@
 """This engine's stages, as something to time (`contender.py`)."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +25,7 @@ from influence.linalg.kronecker import Kronecker
 from influence.model.examples import InMemory
 from influence.model.task import losses
 from influence.model.trace import select, trace
+from influence.runtime import formats
 from influence.runtime.lookup import encode, length_in
 from influence.types import Batch, Params
 
@@ -57,7 +62,11 @@ class Engine:
         )
         self.asked = measurements(self.task, queries)
         self.labels, self.factors = influence.Sampled(), PerToken()
+        self.moments: Any = None
+        self.bases: Any = None
         self.asking: Any = None
+        self.folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         patterns = [f"{name}.weight" for name in job.names()]
         first = next(iter(self.train.batches(1)))
         program = trace(self.task.outputs, self.params, first.inputs)
@@ -132,18 +141,21 @@ class Engine:
             x.name: Kronecker(inputs[x.reads], outputs[x.name], found.lam[x.name])
             for x in self.layers
         }
-        self.curvature = influence.Curvature(
+        curvature = influence.Curvature(
             self.layers, blocks, 0, found.sequences, str(self.labels)
         )
+        # On disk, as a run has it: later stages read it layer by layer.
+        path = self.folder / "curvature.safetensors"
+        formats.write_curvature(curvature)(path)
+        self.curvature = formats.open_curvature([path])
 
     def query(
         self, asked: Mapping[str, Measurement], compress: Compress | None
     ) -> None:
         """Solves for queries, which later stages scan for."""
-        self.asking = None  # Two sets of them would be twice the memory.
-        # Nor are they needed any more once there is a curvature.
-        for name in ("moments", "bases"):
-            vars(self).pop(name, None)
+        # Two sets of them would be twice the memory; nor is what curvature was made of
+        # needed any more.
+        self.asking = self.moments = self.bases = None
         solver = influence.Eigenbasis(influence.Relative(self.job.damping))
         self.asking = jax.block_until_ready(
             influence.query(

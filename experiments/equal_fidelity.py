@@ -43,22 +43,23 @@ from influence.runtime.lookup import Codes, encode, flat, length_in
 ENOUGH = 0.99
 """Spearman's correlation, averaged over queries, from which a ranking is the same."""
 
-PARTS = (2, 4, 8, 16)
+PARTS = (2, 4, 8, 16, 32)
 """One of so many sequences is fitted to."""
 
-BYTES = (512, 4096, 16384, 65536)
+BYTES = (4096, 16384, 65536)
 """Of an index, a sequence."""
 
 PEER = "kronfluence"
 
 
 class Setting(NamedTuple):
-    """A model, its data and its questions."""
+    """A model, what it is fitted to, what is scored of that, and its questions."""
 
     task: Counted
     params: influence.types.Params
     layers: list[str]
     train: Examples
+    scored: Examples
     asked: Mapping[str, Any]
     batch: int
     damping: float
@@ -104,7 +105,8 @@ class Saving(NamedTuple):
 def main(
     reference: Path,
     config: Literal["small", "medium"] = "small",
-    sequences: int = 1000,
+    sequences: int = 1024,
+    scored: int = 256,
     steps: int = 200,
 ) -> None:
     """Prints both tables and writes them.
@@ -113,13 +115,19 @@ def main(
       reference: the reference folder.
       config: which model.
       sequences: how many there are to fit to and to score.
+      scored: of how many of them, spread over all, scores are compared.
       steps: of training, where the reference has no weights.
     """
     console = Console(width=120)
-    setting = prepared(reference, config, sequences, steps)
+    timed = results.FOLDER / f"bench_engine_{config}.json"
+    if not timed.exists():
+        raise FileNotFoundError(
+            f"{timed} is not there, which says what stages take. Keep the last line of "
+            f"experiments.bench_engine --config {config} --peers --json there."
+        )
+    setting = prepared(reference, config, sequences, scored, steps)
     rows = list(measure(setting))
     console.print(shown("fidelity", Row._fields, rows))
-    timed = results.FOLDER / f"bench_engine_{config}.json"
     stages = json.loads(timed.read_text())["stages"]
     context = SIZES[config]["context"]
     found = list(savings(rows, stages, context, sequences, len(setting.asked)))
@@ -127,7 +135,12 @@ def main(
     results.write(
         f"equal_fidelity_{config}",
         seed=0,
-        settings={"sequences": sequences, "steps": steps, "enough": ENOUGH},
+        settings={
+            "sequences": sequences,
+            "scored": scored,
+            "steps": steps,
+            "enough": ENOUGH,
+        },
         rows={
             "fidelity": [x._asdict() for x in rows],
             "savings": [x._asdict() for x in found],
@@ -163,7 +176,7 @@ def savings(
     indexed = [x for x in good if x.bytes]
     for who in (PEER, OURS):
         each = {
-            name: (x if who == OURS else x["peers"].get(who))
+            name: x if who == OURS else x["peers"].get(who)
             for name, x in stages.items()
         }
 
@@ -183,7 +196,9 @@ def savings(
                 yield Saving(who, count, best.bytes, whole + answer, whole + 2 * answer)
 
 
-def prepared(reference: Path, config: str, sequences: int, steps: int) -> Setting:
+def prepared(
+    reference: Path, config: str, sequences: int, scored: int, steps: int
+) -> Setting:
     """Returns a trained model with its data."""
     work = job(reference, config, sequences=sequences)
     of = data(work)
@@ -200,6 +215,7 @@ def prepared(reference: Path, config: str, sequences: int, steps: int) -> Settin
         params,
         [f"{name}.weight" for name in work.names()],
         rows,
+        spread(rows, scored),
         measurements(task, asked),
         work.size(OURS, "scan"),
         work.damping,
@@ -227,26 +243,34 @@ def trained(task: Counted, params: Any, rows: Examples, steps: int) -> Any:
 
 
 def measure(of: Setting) -> Iterator[Row]:
-    """Yields how well every way does, fits first."""
-    curvature, query = asked(of, len(of.train))
+    """Yields how well every way does."""
+    n = len(of.train)
+    fitted, query = asked(of, n)
     exact_QxN = scored(of, query)
-    yield from (indexed(of, curvature, query, exact_QxN, size) for size in BYTES)
-    enough = len(of.train)
-    for part in PARTS:
-        count = len(of.train) // part
-        fewer, short = asked(of, count)
-        row = compared(count, None, exact_QxN, scored(of, short))
+    sizes = []
+    for size in BYTES:
+        row = indexed(of, fitted, query, exact_QxN, size, n)
+        sizes += [size] if row.spearman >= ENOUGH else []
         yield row
-        if row.spearman >= ENOUGH:
-            enough, curvature, query = count, fewer, short
-    for size in BYTES if enough < len(of.train) else ():
-        yield indexed(of, curvature, query, exact_QxN, size, enough)
+    for part in PARTS:
+        fitted, query = asked(of, n // part)
+        row = compared(n // part, None, exact_QxN, scored(of, query))
+        yield row
+        if row.spearman < ENOUGH:
+            break
+        if sizes:
+            yield indexed(of, fitted, query, exact_QxN, sizes[0], n // part)
+
+
+def spread(rows: Examples, count: int) -> Examples:
+    """Returns so many examples, spread over all."""
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+    return rows.take(places.round().astype(int))
 
 
 def asked(of: Setting, count: int) -> tuple[Curvature, Query]:
     """Returns the curvature of some sequences, and the questions solved with it."""
-    places = np.unique(np.linspace(0, len(of.train) - 1, count).round().astype(int))
-    batches = of.train.take(places).batches(of.batch)
+    batches = spread(of.train, count).batches(of.batch)
     curvature = influence.fit(
         of.task, of.params, batches, layers=of.layers, labels=influence.Sampled()
     )
@@ -256,7 +280,7 @@ def asked(of: Setting, count: int) -> tuple[Curvature, Query]:
 
 def scored(of: Setting, query: Query) -> np.ndarray:
     """Returns exact scores, `[Q, N]`."""
-    batches = of.train.batches(of.batch)
+    batches = of.scored.batches(of.batch)
     found = influence.scan(of.task, of.params, query, batches, by_layer=False)
     return np.asarray(found.total)
 
@@ -267,21 +291,23 @@ def indexed(
     query: Query,
     exact_QxN: np.ndarray,
     size: int,
-    fitted: int | None = None,
+    fitted: int,
 ) -> Row:
     """Returns how well an index of so many bytes a sequence does by itself."""
     sketch = countsketch.count_sketch(
         curvature, length=length_in(size), inverse=influence.Relative(of.damping)
     )
     read = countsketch.reader(of.task, of.params, sketch)
-    codes = [encode(np.asarray(read(x))[x.real_B]) for x in of.train.batches(of.batch)]
+    rows = [encode(np.asarray(read(x))[x.real_B]) for x in of.scored.batches(of.batch)]
     v_QxK = -np.asarray(countsketch.asked(sketch, query), np.float32)
-    find, found = flat(Codes(np.concatenate(codes))), []
-    cost = measured(lambda: found.append(find(v_QxK, len(of.train))))
+    codes = Codes(np.concatenate(rows))
+    find, found = flat(codes), []
+    cost = measured(lambda: found.append(find(v_QxK, len(codes))))
     guess_QxN = np.empty_like(exact_QxN)
     np.put_along_axis(guess_QxN, found[0].places, found[0].products, axis=1)
-    row = compared(fitted or len(of.train), size, exact_QxN, guess_QxN)
-    return row._replace(lookup=cost.cpu_seconds)
+    row = compared(fitted, size, exact_QxN, guess_QxN)
+    # Flat: a look-up takes as long as there are sequences.
+    return row._replace(lookup=cost.cpu_seconds * len(of.train) / len(codes))
 
 
 def compared(

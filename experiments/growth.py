@@ -9,8 +9,6 @@ compiled before anything is timed. Taken are processor seconds (other users of t
 machine do not count), seconds on the clock, and the process's peak memory.
 """
 
-import ctypes
-import gc
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ from rich.console import Console
 
 import influence
 from experiments import results
-from experiments.contender import Cost, measured
+from experiments.contender import Cost, let_go, measured
 from experiments.material import random_llama, sources
 from influence.attribution.measurements import Measurement
 from influence.attribution.query import Query
@@ -173,9 +171,7 @@ def rows(folder: Path, upto: int, say: Callable[..., Any]) -> Iterator[dict[str,
         return jax.block_until_ready(influence.query(fitted, of.params, chosen))
 
     def done(stage: str, sequences: int, queries: int, work: Callable[[], Any]) -> dict:
-        # What was freed is given back, so that the next stage grows from the same.
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        let_go()  # The next stage grows from the same.
         found = Row(stage, sequences, queries, measured(work)).record
         say(found)
         return found

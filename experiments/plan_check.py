@@ -134,6 +134,7 @@ def with_plan(
     grown = found.bytes - BASE - held_before(stage, row["stage"], of)
     return {
         **row,
+        "gflop": stage.flops / 1e9,
         "planned_seconds": found.seconds,
         "planned_megabytes": found.bytes / MEGABYTE,
         "planned_grown_megabytes": grown / MEGABYTE,
@@ -168,7 +169,7 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[results.Claim]:
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Returns the rows as a table to print."""
     found = Table(title="measured, planned")
-    numbers = ("s", "planned", "MB", "planned", "grown", "planned")
+    numbers = ("s", "planned", "MB", "planned", "grown", "planned", "× floor")
     for head in ("config", "stage", *numbers):
         found.add_column(head, justify="left" if head == "stage" else "right")
     for x in rows:
@@ -177,6 +178,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             for what in ("seconds", "megabytes", "grown_megabytes")
             for k in (what, f"planned_{what}")
         ]
+        numbers.append(f"{x['seconds'] * x['gflops'] / x['gflop']:.2f}")
         found.add_row(x["config"], x["stage"], *numbers)
     return found
 

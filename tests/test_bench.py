@@ -15,6 +15,7 @@ from experiments.bench_engine import (
 )
 from experiments.contender import Cost, Job, data, measured
 from experiments.contender_influence import stages
+from experiments.equal_fidelity import PEER, Row, Saving, savings
 
 
 @pytest.mark.slow
@@ -64,3 +65,30 @@ def test_a_peer_s_scans_are_timed_without_its_queries():
 def test_the_typical_cost_is_the_median_and_the_highest_peak():
     costs = [Cost(3.0, 1.0, 5.0), Cost(1.0, 9.0, 7.0), Cost(2.0, 2.0, 6.0)]
     assert typical(costs) == Cost(2.0, 2.0, 7.0)
+
+
+def test_what_fewer_sequences_and_an_index_save():
+    def at(rate, **more):
+        return {"tokens_per_cpu_second": rate, **more}
+
+    decomposed = {"cpu_seconds": 3.0, "tokens_per_cpu_second": None}
+    ours = {"covariance": 10.0, "eigenvalues": 5.0, "query": 2.0, "scan": 10.0}
+    stages = {k: at(x, peers={PEER: at(x / 2)}) for k, x in ours.items()}
+    stages["eigendecomposition"] = {**decomposed, "peers": {PEER: decomposed}}
+    stages["index"] = at(4.0, peers={})
+    rows = [
+        Row(100, 8, 0.995, 0.9, lookup=0.25),
+        Row(50, None, 0.999, 0.9),
+        Row(50, 8, 0.991, 0.9, lookup=0.25),
+        Row(25, None, 0.5, 0.1),
+    ]
+    found = list(savings(rows, stages, context=2, train=100, asked=3))
+    # 20 + 40 + 3 to fit to all, 3 a set of queries, 20 a scan, 50 to index.
+    assert found == [
+        Saving(PEER, 100, None, 169.0, 215.0),
+        Saving(PEER, 50, None, 109.0, 155.0),
+        Saving(OURS, 100, None, 86.0, 109.0),
+        Saving(OURS, 100, 8, 116.25, 119.5),
+        Saving(OURS, 50, None, 56.0, 79.0),
+        Saving(OURS, 50, 8, 86.25, 89.5),
+    ]
