@@ -157,12 +157,36 @@ def shown(title: str, heads: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> 
     return table
 
 
+class Rates(NamedTuple):
+    """What one contender takes.
+
+    Attributes:
+      stages: by name, as `bench_engine` wrote them.
+      context: tokens a sequence.
+    """
+
+    stages: Mapping[str, Any]
+    context: int
+
+    def took(self, stage: str, sequences: int) -> float:
+        """Returns the seconds a stage takes for so many sequences."""
+        return sequences * self.context / self.stages[stage]["tokens_per_cpu_second"]
+
+    def fit(self, sequences: int) -> float:
+        """Returns the seconds it takes to fit to so many."""
+        passes = self.took("covariance", sequences) + self.took(
+            "eigenvalues", sequences
+        )
+        return passes + self.stages["eigendecomposition"]["cpu_seconds"]
+
+
 def savings(
     rows: Sequence[Row], stages: Mapping[str, Any], context: int, train: int, asked: int
 ) -> Iterator[Saving]:
     """Yields what it takes to rank all sequences as the full fit does, way by way.
 
-    Of every way the least that is good enough, and everything done in full.
+    Everything done in full, the fewest sequences that are good enough, and every index
+    that is.
 
     Args:
       rows: how well each does.
@@ -173,27 +197,18 @@ def savings(
     """
     good = [x for x in rows if x.spearman >= ENOUGH]
     fewest = min((x.fitted for x in good if x.bytes is None), default=train)
-    indexed = [x for x in good if x.bytes]
-    for who in (PEER, OURS):
-        each = {
-            name: x if who == OURS else x["peers"].get(who)
-            for name, x in stages.items()
-        }
-
-        def took(stage: str, sequences: int, each: Any = each) -> float:
-            return sequences * context / each[stage]["tokens_per_cpu_second"]
-
-        solving = each["eigendecomposition"]["cpu_seconds"]
-        query = took("query", asked)
+    theirs = {k: x["peers"][PEER] for k, x in stages.items() if PEER in x["peers"]}
+    for who, own in ((PEER, theirs), (OURS, stages)):
+        rates = Rates(own, context)
+        answer = rates.took("query", asked) + rates.took("scan", train)
         for count in (train, fewest):
-            fit = solving + took("covariance", count) + took("eigenvalues", count)
-            scan = query + took("scan", train)
-            yield Saving(who, count, None, fit + scan, fit + 2 * scan)
-            least = [x for x in indexed if x.fitted == count]
-            if who == OURS and least:
-                best = min(least, key=lambda x: x.bytes or 0)
-                answer, whole = query + best.lookup, fit + took("index", train)
-                yield Saving(who, count, best.bytes, whole + answer, whole + 2 * answer)
+            fit = rates.fit(count)
+            yield Saving(who, count, None, fit + answer, fit + 2 * answer)
+    for x in good:
+        if x.bytes is not None:
+            first = rates.fit(x.fitted) + rates.took("index", train)
+            answer = rates.took("query", asked) + x.lookup
+            yield Saving(OURS, x.fitted, x.bytes, first + answer, first + 2 * answer)
 
 
 def prepared(

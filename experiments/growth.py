@@ -33,6 +33,7 @@ from influence.model.config import Config
 from influence.model.trace import select, trace
 from influence.model.transformer import Apply
 from influence.runtime import formats
+from influence.runtime.allocator import one_arena
 from influence.runtime.corpus.pack import pack
 from influence.runtime.corpus.packed import Packed, PackedBatches
 from influence.runtime.corpus.plan import Plan
@@ -254,6 +255,7 @@ def main(upto: int = 100_000) -> None:
     """
     if upto < 10 * FEWEST:
         raise ValueError(f"--upto {upto} shows no growth. Give {10 * FEWEST} at least.")
+    one_arena()  # As the command line has it.
     with tempfile.TemporaryDirectory() as name:
         found = list(rows(Path(name), upto, Console(stderr=True).print))
     said = claims(found)

@@ -88,7 +88,7 @@ def test_what_fewer_sequences_and_an_index_save():
         Saving(PEER, 100, None, 169.0, 215.0),
         Saving(PEER, 50, None, 109.0, 155.0),
         Saving(OURS, 100, None, 86.0, 109.0),
-        Saving(OURS, 100, 8, 116.25, 119.5),
         Saving(OURS, 50, None, 56.0, 79.0),
+        Saving(OURS, 100, 8, 116.25, 119.5),
         Saving(OURS, 50, 8, 86.25, 89.5),
     ]

@@ -18,9 +18,18 @@ def keep_memory() -> bool:
     For programs of one's own; the command line does so by itself. What a process has
     once had it then never gives back, so its memory is the most it ever needed.
     """
+    return _told(M_MMAP_MAX, 0) and _told(M_TRIM_THRESHOLD, -1) and one_arena()
+
+
+def one_arena() -> bool:
+    """Has a piece freed by one thread serve the next, whichever it is.
+
+    With an arena for each thread a process holds the most that each ever needed, and
+    grows as long as another one may be used. Returns whether its C library can.
+    """
+    return _told(M_ARENA_MAX, 1)
+
+
+def _told(parameter: int, value: int) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    kept = (mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1))
-    # One arena: a piece freed by one thread serves the next, whichever it is.
-    return all(kept) and bool(mallopt(M_ARENA_MAX, 1))
+    return mallopt is not None and bool(mallopt(parameter, value))
