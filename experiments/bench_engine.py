@@ -138,9 +138,13 @@ def without_queries(stages: Mapping[str, Timed], low: str) -> dict[str, Timed]:
         if name.startswith("scan") and solving is not None:
             wall = x.cost.seconds - solving.cost.seconds
             cpu = x.cost.cpu_seconds - solving.cost.cpu_seconds
-            # A scan no dearer than its queries can't be told from nothing.
-            left = Cost(max(wall, 1e-9), max(cpu, 1e-9), x.cost.peak_mb)
-            found |= {name: x._replace(cost=left), f"query + {name}": x}
+            found[f"query + {name}"] = x
+            if min(wall, cpu) > 0:
+                left = Cost(wall, cpu, x.cost.peak_mb)
+                found[name] = x._replace(cost=left)
+            else:
+                # No dearer than its queries: nothing can be said of the scan alone.
+                del found[name]
     return found
 
 

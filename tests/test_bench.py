@@ -53,6 +53,10 @@ def test_a_peer_s_scans_are_timed_without_its_queries():
     assert seconds == {**seconds, "scan": 4.0, "scan, rank 2": 3.0, "covariance": 3.0}
     assert seconds["query + scan"] == 5.0
 
+    # Of a scan no dearer than its queries nothing is said but that.
+    none = without_queries({"query": took(1.0), "scan": took(1.0)}, ", rank 2")
+    assert none.keys() == {"query", "query + scan"}
+
     # A contender whose scans are without their queries, told as a whole.
     own = {"query": took(1.0), "scan": took(4.0)}
     own |= {"covariance": took(3.0), "eigenvalues": took(2.0)}

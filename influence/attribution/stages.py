@@ -20,6 +20,7 @@ from influence.attribution.cost import (
     parameter_bytes,
     sides,
 )
+from influence.attribution.scan import EXPANDED
 from influence.curvature.operator import TOGETHER
 from influence.linalg import count
 from influence.model.passes import Pass
@@ -249,9 +250,7 @@ def query(layers: Sequence[Shape], work: Work, at: Passes, parameters: float) ->
         kept += asked * query_bytes(layers, work.rank)
         short = max(x.copies * min(_size(x)) ** 2 for x in layers)
         working = max(working, asked * short * (3 * WIDE + 4))
-        # To see what is kept every layer multiplies its factors out again, and the
-        # next layer does not wait for it.
-        copies = max(copies, asked * weights)
+        # To see what is kept every layer multiplies its factors out again.
         eigen = float(
             asked * sum(x.copies * count.eigen(min(_size(x))) for x in layers)
         )
@@ -295,9 +294,8 @@ def scan(layers: Sequence[Shape], work: Work, at: Pass, parameters: float) -> St
             d = work.batch * x.weights
             read, made = work.queries * x.weights + d, d
         if whole and work.rank is not None:
-            out = work.queries * (x.matrix if x.stacked else x.weights)
-            # A scan multiplies out one block's queries; blocks in a loop all at once.
-            expanded = max(expanded, out) if x.stacked else expanded + out
+            # Some queries of one matrix are multiplied out at a time.
+            expanded = max(expanded, min(work.queries, EXPANDED) * x.matrix)
             made += work.queries * x.weights
         if not whole:
             made = 2.0 * x.copies * samples * work.queries * (work.rank or 0) * x.bytes

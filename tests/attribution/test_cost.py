@@ -125,7 +125,7 @@ def test_memory_is_that_of_the_arrays():
     assert found["covariances"].memory["curvature"] == nbytes(state) - counters
     decomposed = nbytes(of.bases) + nbytes((of.moments.inputs, of.moments.gradients))
     assert found["eigendecomposition"].memory["curvature"] == decomposed
-    assert found["eigenvalues"].memory["curvature"] == nbytes(of.curvature.blocks)
+    assert found["eigenvalues"].memory["curvature"] == nbytes(dict(of.curvature.blocks))
     assert found["scan"].memory["queries"] == nbytes(of.asking.forms)
 
 
