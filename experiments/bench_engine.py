@@ -276,8 +276,8 @@ def cpu() -> str:
         return platform.processor()
     pairs = (x.partition(":") for x in path.read_text().splitlines())
     said = {k.strip(): x.strip() for k, _, x in pairs}
-    number = f"family {said.get('cpu family')}, model {said.get('model')}"
-    return f"{said.get('model name')}, {number}"
+    numbers = [f"{k} {said[k]}" for k in ("cpu family", "model") if k in said]
+    return ", ".join([said.get("model name", platform.machine()), *numbers])
 
 
 def job(
