@@ -4,8 +4,11 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+Scores = xr.DataArray | np.ndarray
+"""`(query, train)`."""
 
-def compared(found: xr.DataArray, expected: xr.DataArray) -> dict[str, float]:
+
+def compared(found: Scores, expected: Scores) -> dict[str, float]:
     """Returns how alike scores are: of all pairs, and ranked query by query."""
     x, y = (np.asarray(z, float) for z in (found, expected))
     each = [_ranked(a, b) for a, b in zip(x, y, strict=True)]

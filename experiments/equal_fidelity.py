@@ -24,10 +24,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 import influence
 from experiments import results
+from experiments.alike import compared
 from experiments.bench_engine import OURS, SIZES, job
 from experiments.contender import Data, Job, data, measured
 from experiments.reference import GPT, Counted, examples, measurements
@@ -39,6 +39,7 @@ from influence.model.examples import Examples
 from influence.model.train import Order, Recipe
 from influence.runtime.driver import Driver
 from influence.runtime.lookup import Codes, encode, flat, length_in
+from influence.types import Params
 
 ENOUGH = 0.99
 """Spearman's correlation, averaged over queries, from which a ranking is the same."""
@@ -56,7 +57,7 @@ class Setting(NamedTuple):
     """A model, what it is fitted to, what is scored of that, and its questions."""
 
     task: Counted
-    params: influence.types.Params
+    params: Params
     layers: list[str]
     train: Examples
     scored: Examples
@@ -264,14 +265,14 @@ def measure(of: Setting) -> Iterator[Row]:
     exact_QxN = scored(of, query)
     sizes = []
     for size in BYTES:
-        row = indexed(of, fitted, query, exact_QxN, size, n)
-        sizes += [size] if row.spearman >= ENOUGH else []
-        yield row
+        short = indexed(of, fitted, query, exact_QxN, size, n)
+        sizes += [size] if short.spearman >= ENOUGH else []
+        yield short
     for part in PARTS:
         fitted, query = asked(of, n // part)
-        row = compared(n // part, None, exact_QxN, scored(of, query))
-        yield row
-        if row.spearman < ENOUGH:
+        exact = row(n // part, None, exact_QxN, scored(of, query))
+        yield exact
+        if exact.spearman < ENOUGH:
             break
         if sizes:
             yield indexed(of, fitted, query, exact_QxN, sizes[0], n // part)
@@ -320,18 +321,18 @@ def indexed(
     cost = measured(lambda: found.append(find(v_QxK, len(codes))))
     guess_QxN = np.empty_like(exact_QxN)
     np.put_along_axis(guess_QxN, found[0].places, found[0].products, axis=1)
-    row = compared(fitted, size, exact_QxN, guess_QxN)
     # Flat: a look-up takes as long as there are sequences.
-    return row._replace(lookup=cost.cpu_seconds * len(of.train) / len(codes))
+    seconds = cost.cpu_seconds * len(of.train) / len(codes)
+    return row(fitted, size, exact_QxN, guess_QxN)._replace(lookup=seconds)
 
 
-def compared(
+def row(
     fitted: int, size: int | None, exact_QxN: np.ndarray, other_QxN: np.ndarray
 ) -> Row:
     """Returns how like two sets of scores are."""
-    pairs = zip(exact_QxN, other_QxN, strict=True)
-    each = [float(stats.spearmanr(x, y).statistic) for x, y in pairs]
-    return Row(fitted, size, float(np.mean(each)), min(each))
+    like = compared(other_QxN, exact_QxN)
+    ranks = like["spearman, mean of queries"], like["spearman, worst query"]
+    return Row(fitted, size, *ranks)
 
 
 if __name__ == "__main__":
