@@ -242,7 +242,8 @@ def query(layers: Sequence[Shape], work: Work, at: Passes, parameters: float) ->
     )
     parts = {"model": one.times(asked), "solving": solving}
     largest = max(layers, key=lambda x: x.weights)
-    # While one layer is solved it is copied in and out; its gradients go when it is.
+    # While one layer is solved it is copied in and out, and so while it is compressed;
+    # its gradients go when it is.
     copies = 2 * asked * largest.weights
     working = 4 * min(asked, TOGETHER) * largest.matrix
     kept, eigen = asked * weights, 0.0
@@ -250,7 +251,6 @@ def query(layers: Sequence[Shape], work: Work, at: Passes, parameters: float) ->
         kept += asked * query_bytes(layers, work.rank)
         short = max(x.copies * min(_size(x)) ** 2 for x in layers)
         working = max(working, asked * short * (3 * WIDE + 4))
-        # To see what is kept every layer multiplies its factors out again.
         eigen = float(
             asked * sum(x.copies * count.eigen(min(_size(x))) for x in layers)
         )

@@ -147,6 +147,30 @@ def test_blocks_and_long_sides_take_what_their_arrays_take():
     assert total == nbytes(state) - counters
 
 
+def test_queries_of_low_rank_are_multiplied_out_some_at_a_time():
+    of = engine(RANK)
+    (batch,) = of.train.batches(B)
+    model = subject(of.task, of.params, [f"{x}.weight" for x in JOB.names()])
+    at = passes(model, JOB.context)(B)
+
+    def held(queries):
+        forms = {
+            k: jax.tree.map(lambda x: jnp.tile(x, (queries, 1, 1))[:queries], form)
+            for k, form in of.asking.forms.items()
+        }
+        about = (of.task, of.layers, scan.CHEAPEST, of.params, forms, batch)
+        compiled = scan._read.lower(*about).compile()
+        work = Work(JOB.context, B, B, B, queries, RANK, B)
+        plan = {x.name: x for x in stages(model, work, at)}["scan"]
+        return compiled.memory_analysis().temp_size_in_bytes, plan.memory["copies"]
+
+    (few, planned_few), (many, planned_many) = held(32), held(256)
+    largest = max(x.matrix for x in layer_shapes(model))
+    assert planned_few == planned_many == scan.EXPANDED * largest
+    # 224 queries more, and not even the few that are out at a time.
+    assert many - few < planned_few
+
+
 def test_nothing_but_shapes_is_needed():
     of = engine()
     shapes = jax.eval_shape(lambda x: x, of.params)
