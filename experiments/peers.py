@@ -15,5 +15,5 @@ def needed(name: str, extra: str) -> Any:
     except ImportError as missing:
         raise ImportError(
             f"{missing.name or name!r} is needed to compare with: pip install -e "
-            f"'.[{extra}]', after PyTorch's CPU build."
+            f"'.[{extra}]', after the CPU builds of PyTorch and its torchvision."
         ) from missing

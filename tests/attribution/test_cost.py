@@ -159,10 +159,11 @@ def test_queries_of_low_rank_are_multiplied_out_some_at_a_time():
             for k, form in of.asking.forms.items()
         }
         about = (of.task, of.layers, scan.CHEAPEST, of.params, forms, batch)
-        compiled = scan._read.lower(*about).compile()
+        memory = scan._read.lower(*about).compile().memory_analysis()
+        assert memory is not None
         work = Work(JOB.context, B, B, B, queries, RANK, B)
         plan = {x.name: x for x in stages(model, work, at)}["scan"]
-        return compiled.memory_analysis().temp_size_in_bytes, plan.memory["copies"]
+        return memory.temp_size_in_bytes, plan.memory["copies"]
 
     (few, planned_few), (many, planned_many) = held(32), held(256)
     largest = max(x.matrix for x in layer_shapes(model))
