@@ -14,10 +14,10 @@ from jax import Array
 
 import influence
 from experiments.contender import Data, Job, Stage, Stages
-from experiments.reference import GPT, Counted, examples, measurements
+from experiments.reference import GPT, Counted, examples
 from influence.attribution.countsketch import count_sketch, reader
 from influence.attribution.forms import Compress, Plain
-from influence.attribution.measurements import Measurement
+from influence.attribution.measurements import Measurement, likelihoods
 from influence.curvature import covariance, eigenvalues, eigenvectors
 from influence.curvature.covariance import PerToken
 from influence.fold import run
@@ -60,7 +60,7 @@ class Engine:
             examples(x, np.ones(x.shape, bool), kind)
             for x, kind in ((data.train, "train"), (data.queries, "query"))
         )
-        self.asked = measurements(self.task, queries)
+        self.asked = likelihoods(self.task, queries)
         self.labels, self.factors = influence.Sampled(), PerToken()
         self.moments: Any = None
         self.bases: Any = None

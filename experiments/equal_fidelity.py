@@ -30,8 +30,9 @@ from experiments import results
 from experiments.alike import compared
 from experiments.bench_engine import OURS, SIZES, job
 from experiments.contender import Data, Job, data, measured
-from experiments.reference import GPT, Counted, examples, measurements
+from experiments.reference import GPT, Counted, examples
 from influence.attribution import countsketch
+from influence.attribution.measurements import likelihoods
 from influence.attribution.query import Query
 from influence.curvature.operator import Curvature
 from influence.model import train
@@ -232,7 +233,7 @@ def prepared(
         [f"{name}.weight" for name in work.names()],
         rows,
         spread(rows, scored),
-        measurements(task, asked),
+        likelihoods(task, asked),
         work.size(OURS, "scan"),
         work.damping,
     )

@@ -30,8 +30,9 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 import influence
-from experiments.reference import Counted, examples, measurements, small, tiny
+from experiments.reference import Counted, examples, small, tiny
 from influence.attribution.forms import Plain
+from influence.attribution.measurements import likelihoods
 from influence.attribution.self_influence import self_influence
 from influence.curvature import covariance
 from influence.curvature.diagonal import diagonal, identity
@@ -104,7 +105,7 @@ def _golden(
             errors.note(f"golden {kind} covariance", found, total / count)
         lam = arrays[f"lambda/{name}"] / arrays[f"lambda_num/{name}"]
         errors.note("golden eigenvalues", curvature.blocks[x.name].lam_OxI, lam)
-    asked = measurements(task, queries)
+    asked = likelihoods(task, queries)
     for damping, inverse in DAMPINGS.items():
         query = influence.query(
             curvature, params, asked, solver=influence.Eigenbasis(inverse)
@@ -242,7 +243,7 @@ def reference(folder: Path) -> Errors:
         errors.note(
             "small eigenvalues, sorted", np.sort(found.ravel()), np.sort(lam.ravel())
         )
-    query = influence.query(curvature, params, measurements(task, queries))
+    query = influence.query(curvature, params, likelihoods(task, queries))
     scores = influence.scan(task, params, query, batches, run=driver.run)
     raw = scores.layers * len(train)
     for kind in ("all", "mlp"):

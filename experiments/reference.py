@@ -13,8 +13,7 @@ import numpy as np
 from jax import Array
 
 import influence
-from influence.model.task import losses
-from influence.types import Batch, Inputs, Params
+from influence.types import Inputs, Params
 
 
 @dataclass(frozen=True)
@@ -144,16 +143,3 @@ def examples(ids: np.ndarray, mask: np.ndarray, kind: str) -> influence.Examples
     """Returns token ids with their padding mask as named examples."""
     inputs = {"tokens": ids.astype(np.int32), "counts": mask.astype(bool)}
     return influence.Examples(inputs, tuple(f"{kind} {i}" for i in range(len(ids))))
-
-
-def measurements(task: Counted, queries: influence.Examples) -> dict[str, Any]:
-    """Returns each query sequence's log-probability as a measurement."""
-
-    def log_likelihood(batch: Batch, params: Params) -> Array:
-        outputs = task.outputs(params, batch.inputs)
-        return -losses(task, outputs, task.labels(batch.inputs), batch).sum()
-
-    return {
-        name: jax.tree_util.Partial(log_likelihood, jax.tree.map(jnp.asarray, batch))
-        for name, batch in zip(queries.ids, queries.batches(1), strict=True)
-    }

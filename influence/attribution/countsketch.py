@@ -31,7 +31,7 @@ from jax import Array
 
 from influence.attribution.forms import dense
 from influence.attribution.query import Query
-from influence.curvature.eigenvalues import rotated, turned
+from influence.curvature.coordinates import rotated, turned
 from influence.curvature.operator import Curvature
 from influence.linalg.basis import Basis
 from influence.linalg.contract import wide

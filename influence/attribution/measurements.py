@@ -97,9 +97,12 @@ class Likelihood:
 
     def __call__(self, params: Params) -> Array:
         """Returns `log p(labels | inputs)`."""
+        return self.of(self.task.outputs(params, self.inputs))
+
+    def of(self, outputs: Any) -> Array:
+        """Returns the same from the model's outputs."""
         keys, real = jnp.zeros((1, 2), jnp.uint32), jnp.ones(1, bool)
         batch = Batch(self.inputs, keys, real)
-        outputs = self.task.outputs(params, self.inputs)
         return -losses(self.task, outputs, self.task.labels(self.inputs), batch).sum()
 
     def check(self, name: str, params: Params) -> None:

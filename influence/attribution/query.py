@@ -18,15 +18,14 @@ import numpy as np
 from jax import Array
 
 from influence.attribution.forms import Compress, Compressed, Dense, Form, Reform
-from influence.attribution.measurements import Likelihood, Measurement, as_tree
+from influence.attribution.gradients import coordinates, gradients, readable
+from influence.attribution.measurements import Measurement
 from influence.attribution.scores import labelled
 from influence.curvature.operator import Curvature
 from influence.curvature.solvers import Eigenbasis, Solver, Taken
-from influence.linalg.contract import wide
 from influence.linalg.kronecker import Kronecker
 from influence.model.check import check_params
-from influence.model.tangents import covered, matrices
-from influence.types import Layer, Params, with_leaves
+from influence.types import Layer, Params
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -120,44 +119,14 @@ def query(
     """
     check_params(params)
     _check_rank(curvature, compress)
-    found, values = gradients(curvature.layers, params, measurements)
-    return solved(
-        curvature, params, found, {"value": values}, measurements, solver, compress
-    )
-
-
-def gradients(
-    layers: tuple[Layer, ...], params: Params, measurements: Mapping[str, Measurement]
-) -> tuple[dict[str, Array], tuple[float, ...]]:
-    """Returns measurements' gradients `[Q, *stack, O, I]` by layer, and their values.
-
-    Raises:
-      ValueError: if there are none, or one is not a finite scalar or does not depend on
-        the layers.
-    """
-    if not measurements:
-        raise ValueError("There are no measurements: name at least one.")
-    values, stacked = [], {}
-    for place, (name, measurement) in enumerate(measurements.items()):
-        value, own = _measured(name, measurement, layers, params)
-        values.append(value)
-        # Into its place at once: they may well be most of the memory, which all of
-        # them and a stack of them would take twice.
-        stacked = stacked or _empty(len(measurements), own)
-        stacked = _placed(stacked, own, place)
-    return stacked, tuple(values)
-
-
-@jax.jit(static_argnums=0)
-def _empty(queries: int, one: Mapping[str, Array]) -> dict[str, Array]:
-    return {k: jnp.zeros((queries, *x.shape), x.dtype) for k, x in one.items()}
-
-
-@jax.jit(donate_argnums=0)
-def _placed(
-    stacked: Mapping[str, Array], one: Mapping[str, Array], place: Array
-) -> dict[str, Array]:
-    return {k: x.at[place].set(one[k]) for k, x in stacked.items()}
+    if isinstance(solver, Eigenbasis) and readable(measurements, curvature.layers):
+        found, values = coordinates(curvature, params, measurements)
+        taken = solver.taken_in_basis(curvature, found)
+    else:
+        found, values = gradients(curvature.layers, params, measurements)
+        taken = solver.taken(curvature, params, found)
+    facts = {"value": values}
+    return posed(curvature, taken, facts, measurements, solver.about(), compress)
 
 
 def solved(
@@ -249,51 +218,3 @@ def _compress(
     for _ in range(stack):
         act = jax.vmap(act)
     return act(block, h_QxOxI)
-
-
-def _measured(
-    name: str, measurement: Measurement, layers: tuple[Layer, ...], params: Params
-) -> tuple[float, dict[str, Array]]:
-    """Returns a measurement's value and its gradient, a matrix per layer."""
-    measurement = as_tree(measurement)
-    for part in jax.tree.leaves(measurement, is_leaf=_is_likelihood):
-        if _is_likelihood(part):
-            part.check(name, params)
-    shape = jax.eval_shape(measurement, params)
-    if shape.shape != ():
-        raise ValueError(
-            f"The measurement {name!r} returns an array of shape {shape.shape}. Return "
-            "one number; name several measurements to have several."
-        )
-    value, total, gradients = _differentiate(measurement, layers, params)
-    total = float(total)
-    if not np.isfinite([float(value), total]).all():
-        raise ValueError(
-            f"The measurement {name!r} is {float(value)} and its gradient sums to "
-            f"{total} in absolute value: not a finite number."
-        )
-    if total == 0:
-        raise ValueError(
-            f"The measurement {name!r} does not depend on any of the curvature's "
-            "layers: its gradient is zero, and so would be every score."
-        )
-    return float(value), gradients
-
-
-def _is_likelihood(x: Any) -> bool:
-    return isinstance(x, Likelihood)
-
-
-@jax.jit(static_argnums=1)
-def _differentiate(
-    measurement: Measurement, layers: tuple[Layer, ...], params: Params
-) -> tuple[Array, Array, dict[str, Array]]:
-    """Returns a value, the sum of its gradient's absolute values, and the gradient."""
-    value, gradient = jax.value_and_grad(
-        lambda leaves: measurement(with_leaves(params, leaves))
-    )(covered(params, layers))
-    found = matrices(layers, gradient)
-    # Layers of several types have no sum in one until they are brought to it.
-    into = wide(*(x.dtype for x in found.values()))
-    total = sum(jnp.abs(x).sum(dtype=into) for x in found.values())
-    return value, jnp.asarray(total), found

@@ -15,7 +15,7 @@ import xarray as xr
 from jax import Array
 
 from influence.attribution.scores import labelled
-from influence.curvature import eigenvalues
+from influence.curvature.coordinates import rotated, turned
 from influence.curvature.operator import Curvature
 from influence.fold import Run, collected, run
 from influence.linalg.damping import Inverse, Relative
@@ -85,14 +85,14 @@ def _at(
 ) -> dict[str, Array]:
     del counted
     *bases, scales = given
-    found = eigenvalues.rotated(a_BxTxI, gs, *bases)
+    found = rotated(a_BxTxI, gs, *bases)
     return _weighed(found, scales)
 
 
 def _of(ds: Mapping[str, Array], given: Any, counted: Array) -> dict[str, Array]:
     del counted
     *bases, scales = given
-    return _weighed(eigenvalues.turned(ds, *bases), scales)
+    return _weighed(turned(ds, *bases), scales)
 
 
 def _weighed(ds: Mapping[str, Array], scales: Mapping[str, Array]) -> dict[str, Array]:

@@ -20,8 +20,8 @@ import numpy as np
 import xarray as xr
 from jax import Array
 
+from influence.attribution.gradients import gradients
 from influence.attribution.measurements import Measurement
-from influence.attribution.query import gradients
 from influence.attribution.scores import told
 from influence.curvature.operator import Curvature
 from influence.fold import Run, collected, run

@@ -20,9 +20,11 @@ from influence.attribution.cost import (
     parameter_bytes,
     sides,
 )
+from influence.attribution.gradients import BESIDE
 from influence.attribution.scan import EXPANDED
 from influence.curvature.operator import TOGETHER
 from influence.linalg import count
+from influence.linalg.low_rank import MORE, iterated
 from influence.model.passes import Pass
 
 WIDE = 8
@@ -227,42 +229,68 @@ def eigenvalues(
 
 def query(layers: Sequence[Shape], work: Work, at: Passes, parameters: float) -> Stage:
     """Returns the queries' gradients, solved and, if a rank is given, compressed."""
-    asked, one = work.queries, at.gradient
+    asked, one, rank = work.queries, at.gradient, work.rank
     # What one sequence's pass holds beyond its activations are gradients of weights.
     activations = min(one.held, at.given.held / work.batch)
     weights = sum(x.weights for x in layers)
-    bases = sum(x.basis for x in sides(layers))
-    products = sum(
-        2 * x.copies * count.turned_matrix(*_size(x), *_blocks(x)) for x in layers
-    )
-    solving = Pass(
-        flops=2.0 * asked * products,
-        moved=2 * asked * weights + bases * asked / TOGETHER,
-        made=6 * asked * weights,
-    )
-    parts = {"model": one.times(asked), "solving": solving}
     largest = max(layers, key=lambda x: x.weights)
+    parts = dict(_solved(layers, work, at))
     # While one layer is solved it is copied in and out, and so while it is compressed;
     # its gradients go when it is.
     copies = 2 * asked * largest.weights
     working = 4 * min(asked, TOGETHER) * largest.matrix
     kept, eigen = asked * weights, 0.0
-    if work.rank is not None:
-        kept += asked * query_bytes(layers, work.rank)
-        short = max(x.copies * min(_size(x)) ** 2 for x in layers)
-        working = max(working, asked * short * (3 * WIDE + 4))
-        eigen = float(
-            asked * sum(x.copies * count.eigen(min(_size(x))) for x in layers)
-        )
+    if rank is not None:
+        kept += asked * query_bytes(layers, rank)
+        working = max(working, asked * max(_truncating(x, rank) for x in layers))
+        long = [x for x in layers if iterated(*_size(x), rank)]
+        eigen = asked * _truncated([x for x in layers if x not in long], rank)
+        parts["compressing"] = Pass(flops=asked * _truncated(long, rank))
     memory = {
         "parameters": parameters,
-        "curvature": bases + weights,
+        "curvature": sum(x.basis for x in sides(layers)) + weights,
         "queries": kept,
         "copies": copies + KEPT * (one.held - activations),
         "activations": KEPT * activations,
         "working": working,
     }
     return Stage("query", 0, parts, memory, eigen=eigen, largest=eigen)
+
+
+def _solved(layers: Sequence[Shape], work: Work, at: Passes) -> Mapping[str, Pass]:
+    """Returns gradients of log-probabilities, and what the inverse makes of them.
+
+    With many of them they are read in the eigenbasis.
+    """
+    asked, weights = work.queries, sum(x.weights for x in layers)
+    bases = sum(x.basis for x in sides(layers))
+    products = sum(
+        x.copies * count.turned_matrix(*_size(x), *_blocks(x)) for x in layers
+    )
+    back = Pass(
+        flops=2.0 * asked * products,
+        moved=2 * asked * weights + bases * asked / TOGETHER,
+        made=3 * asked * weights,
+    )
+    if bases > BESIDE * asked * weights:
+        return {"model": at.gradient.times(asked), "solving": back.times(2)}
+    reading, single = Pass(), work._replace(batch=1)
+    for group in groups(layers):
+        reading = reading.then(_rotated(group, single))
+    model = at.given.times(asked / work.batch)
+    return {"model": model, "reading": reading.times(asked), "solving": back}
+
+
+def _truncated(layers: Sequence[Shape], rank: int) -> float:
+    """Returns the operations of finding the leading directions of one query."""
+    return float(sum(x.copies * count.truncated(*_size(x), rank) for x in layers))
+
+
+def _truncating(x: Shape, rank: int) -> float:
+    """Returns what finding the leading directions of one layer of a query holds."""
+    if iterated(*_size(x), rank):
+        return float(x.copies * 2 * (rank + MORE) * sum(_size(x)) * x.bytes)
+    return float(x.copies * min(_size(x)) ** 2 * (3 * WIDE + 4))
 
 
 def query_bytes(layers: Sequence[Shape], rank: int | None) -> float:

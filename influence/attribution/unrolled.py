@@ -27,8 +27,9 @@ import numpy as np
 import xarray as xr
 from jax import Array
 
+from influence.attribution.gradients import gradients
 from influence.attribution.measurements import Measurement
-from influence.attribution.query import Query, gradients, posed, query
+from influence.attribution.query import Query, posed, query
 from influence.attribution.scan import scan
 from influence.curvature import gauss_newton
 from influence.curvature.operator import Curvature, Gradients

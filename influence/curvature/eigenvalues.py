@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from influence.curvature.coordinates import grouped, rotated, turned
 from influence.fold import Fold, Sums
-from influence.linalg import count
 from influence.linalg.basis import Basis
-from influence.linalg.contract import contract, wide
+from influence.linalg.contract import wide
 from influence.model.reading import Reading, by_layer
 from influence.model.task import Labels, Task, read_loss
 from influence.types import Batch, Layer, Params, named_leaves
@@ -79,41 +79,6 @@ def _of(ds: Mapping[str, Array], given: Any, counted: Array) -> dict[str, Array]
     return {k: (d**2).sum(0) for k, d in turned(ds, *given).items()}
 
 
-def rotated(
-    a_BxTxI: Array, gs: Mapping[str, Array], q_in: Basis, q_outs: Mapping[str, Basis]
-) -> dict[str, Array]:
-    """Returns each example's gradient in the eigenbasis, `[B, O, I]`, by layer.
-
-    The input is rotated once for all layers that read it. Positions are rotated rather
-    than gradients where that is the smaller product: `T (O² + I²)` multiplications an
-    example against `O I (O + I)`.
-    """
-    a = q_in.into(a_BxTxI)
-    found, whole = {}, {}
-    for name, g in gs.items():
-        if _positions_first(a_BxTxI.shape, g.shape, q_in, q_outs[name]):
-            found[name] = contract("bto,bti->boi", q_outs[name].into(g), a)
-        else:
-            whole[name] = contract("bto,bti->boi", g, a_BxTxI)
-    return {**found, **turned(whole, q_in, q_outs)}
-
-
-def turned(
-    ds: Mapping[str, Array], q_in: Basis, q_outs: Mapping[str, Basis]
-) -> dict[str, Array]:
-    """Returns gradients `[B, O, I]` in the eigenbasis."""
-    return {k: q_outs[k].into(q_in.into(d).mT).mT for k, d in ds.items()}
-
-
-def _positions_first(
-    a: Sequence[int], g: Sequence[int], q_in: Basis, q_out: Basis
-) -> bool:
-    """Returns whether rotating every position takes fewer multiplications."""
-    in_blocks, out_blocks = ([q.shape[-1] for q in x.blocks] for x in (q_in, q_out))
-    each = count.turned_positions(a[1], out_blocks, in_blocks)
-    return each <= count.turned_matrix(g[-1], a[-1], out_blocks, in_blocks)
-
-
 READING = Reading(_at, _of)
 
 
@@ -139,13 +104,7 @@ def _update(
     batch: Batch,
 ) -> Any:
     lam, sequences = state
-    names: dict[str, list[str]] = {}
-    for x in layers:
-        names.setdefault(x.reads, []).append(x.name)
-    given = {
-        reads: (bases.inputs[reads], {name: bases.outputs[name] for name in group})
-        for reads, group in names.items()
-    }
+    given = grouped(layers, bases.inputs, bases.outputs)
     found = read_loss(task, layers, READING, labels, params, batch, given, passes=1)
     lam = jax.tree.map(lambda x, y: x + y.astype(x.dtype), lam, by_layer(found))
     return lam, sequences + batch.real_B.sum(dtype=jnp.uint32)

@@ -107,6 +107,16 @@ class Curvature:
             k: self._on(k, Kronecker.solve, v, function) for k, v in gradients.items()
         }
 
+    def unrotated(self, gradients: Gradients) -> dict[str, Array]:
+        """Returns `Q v`, of `v` in the eigenbasis.
+
+        Example:
+          >>> v = {"block.mix": jnp.ones((8, 8), jnp.float32)}
+          >>> turned = curvature.unrotated(v)["block.mix"]
+          >>> np.testing.assert_allclose((turned**2).sum(), 64, rtol=1e-4)
+        """
+        return {k: self._on(k, Kronecker.unrotate, v) for k, v in gradients.items()}
+
     def dense(self) -> dict[str, Array]:
         """Returns each layer's block, `[*stack, O·I, O·I]`: for tiny models.
 

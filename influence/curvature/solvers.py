@@ -122,6 +122,22 @@ class Eigenbasis(Solver):
             jax.block_until_ready(owns[-1])
         return Taken(Solution(solved, {}), sum(owns[1:], owns[0]))
 
+    def taken_in_basis(
+        self, curvature: Curvature, gradients: dict[str, Array]
+    ) -> Taken:
+        """Returns what `taken` does, of gradients in the eigenbasis (`coordinates`)."""
+        curvature.check_inverse(self.inverse, gradients)
+        solved, owns = {}, []
+        for name in list(gradients):
+            v = gradients.pop(name)
+            weighed = {name: self.inverse(curvature.blocks[name].lam_OxI)[None] * v}
+            owns.append(dot({name: v}, weighed))
+            del v
+            solved |= curvature.unrotated(weighed)
+            # Work that is only under way would hold on to what it is made of.
+            jax.block_until_ready(solved[name])
+        return Taken(Solution(solved, {}), sum(owns[1:], owns[0]))
+
     def about(self) -> dict[str, str]:
         """Returns the damping."""
         return {"solver": "eigenbasis", "damping": str(self.inverse)}

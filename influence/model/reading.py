@@ -61,6 +61,23 @@ def read(
 ) -> dict[str, Any]:
     """Returns a reading of every activation the layers read, from one backward pass.
 
+    See `valued`, which tells the loss as well.
+    """
+    return valued(program, layers, reading, loss, params, inputs, given, common)[1]
+
+
+def valued(
+    program: Program,
+    layers: Sequence[Layer],
+    reading: Reading,
+    loss: Callable[[Any], Array],
+    params: Params,
+    inputs: Inputs,
+    given: Mapping[str, Any],
+    common: Any = None,
+) -> tuple[Array, dict[str, Any]]:
+    """Returns the loss, and a reading of every activation the layers read.
+
     Args:
       program: the model, traced at the shapes of `params` and `inputs`.
       layers: the layers to read, as `select` returns them.
@@ -73,7 +90,8 @@ def read(
       common: arrays handed to every reading.
 
     Returns:
-      `{layer.reads: statistics}`, the statistics behind the layers' stacks.
+      The loss, or losses, and `{layer.reads: statistics}`, the statistics behind the
+      layers' stacks.
 
     Raises:
       ValueError: if the model does not have one of the layers, or the statistics of a
@@ -104,10 +122,10 @@ def read(
     outputs, pull = jax.vjp(run, slots)
     value, back = jax.vjp(loss, outputs)
     if value.ndim == 0:
-        return one(*back(jnp.ones_like(value)))
+        return value, one(*back(jnp.ones_like(value)))
     cotangents = jax.vmap(back)(jnp.eye(len(value), dtype=value.dtype))
     found = jax.lax.map(one, *cotangents)
-    return jax.tree.map(lambda x: x.mean(0), found)
+    return value, jax.tree.map(lambda x: x.mean(0), found)
 
 
 def by_layer(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

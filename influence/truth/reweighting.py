@@ -17,8 +17,9 @@ import numpy as np
 import xarray as xr
 from jax import Array
 
+from influence.attribution.gradients import gradients
 from influence.attribution.measurements import Measurement
-from influence.attribution.query import gradients, solved
+from influence.attribution.query import solved
 from influence.attribution.scan import scan
 from influence.curvature.operator import Curvature, Gradients
 from influence.curvature.solvers import Solution, Solver

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.contender import Job, data
 from experiments.contender_influence import Engine
-from influence.attribution import scan, tokens
+from influence.attribution import gradients, scan, tokens
 from influence.attribution.cost import (
     Work,
     layer_shapes,
@@ -22,6 +22,7 @@ from influence.attribution.forms import Plain
 from influence.attribution.plan import Device, Mesh, arranged, cost
 from influence.attribution.stages import Stage, query_bytes, stages
 from influence.curvature import covariance, eigenvalues
+from influence.curvature.coordinates import grouped
 from influence.curvature.covariance import PerToken
 from influence.model.examples import Examples
 from influence.model.passes import Pass, count
@@ -115,6 +116,21 @@ def test_the_scan_per_token_multiplies_as_planned():
     work = Work(JOB.context, B, B, B, 1, None, B)
     one = stages(model, work, passes(model, JOB.context)(B))[-1]
     assert counted(one) == pytest.approx(found, rel=BESIDE)
+
+
+def test_queries_are_read_in_the_eigenbasis_as_planned():
+    of = engine()
+    blocks = dict(of.curvature.blocks)
+    inputs = {x.reads: blocks[x.name].inputs for x in of.layers}
+    outputs = {name: x.outputs for name, x in blocks.items()}
+    given = grouped(of.layers, inputs, outputs)
+    one = next(iter(of.asked.values()))
+    found = flops(gradients._read.lower(of.layers, one, of.params, given))
+    model = subject(of.task, of.params, [f"{x}.weight" for x in JOB.names()])
+    work = Work(JOB.context, B, B, B, 40, None, B)
+    parts = stages(model, work, passes(model, JOB.context)(B))[3].parts
+    each = sum(x.flops + x.made / 4 for k, x in parts.items() if k != "solving")
+    assert each / 40 == pytest.approx(found, rel=BESIDE)
 
 
 def test_memory_is_that_of_the_arrays():

@@ -11,7 +11,8 @@ import pytest
 import influence
 from influence.attribution import scan
 from influence.attribution.forms import Factored, Plain, dense
-from influence.attribution.query import gradients
+from influence.attribution.gradients import coordinates, gradients, readable
+from influence.attribution.measurements import Likelihood
 from influence.curvature.solvers import Eigenbasis
 from influence.model.task import Empirical
 from influence.types import rows
@@ -55,7 +56,12 @@ class Weighing(influence.Curvature):
     seen: list = field(default_factory=list)
 
     def filtered(self, gradients, function):
-        found = super().filtered(gradients, function)
+        return self.noted(super().filtered(gradients, function))
+
+    def unrotated(self, gradients):
+        return self.noted(super().unrotated(gradients))
+
+    def noted(self, found):
         self.seen.append(held())
         return found
 
@@ -64,9 +70,13 @@ def held():
     return sum(x.nbytes for x in jax.live_arrays())
 
 
+@pytest.mark.parametrize("read", [False, True])
 @pytest.mark.parametrize("compress", [None, Plain(2)])
-def test_queries_are_never_held_twice(compress):
+def test_queries_are_never_held_twice(compress, read):
     task, params, batches, curvature, asked = fitted()
+    if not read:  # as any function of parameters is asked
+        asked = {k: partial(Likelihood.__call__, f) for k, f in asked.items()}
+    assert readable(asked, curvature.layers) == read
     layer = QUERIES * WIDTH**2 * 8
     weighing = Weighing(**vars(curvature))
     before = held()
@@ -85,6 +95,34 @@ def test_gradients_are_those_of_each_measurement():
         for i, w in enumerate(jax.grad(f)(params)["blocks"]):
             own = found[curvature.layers[i].name][place]
             np.testing.assert_allclose(own, w.T, atol=1e-12)  # rounding
+
+
+def test_gradients_read_in_the_eigenbasis_are_those_turned_into_it():
+    task, params, batches, curvature, asked = fitted()
+    found, values = coordinates(curvature, params, asked)
+    expected, valued = gradients(curvature.layers, params, asked)
+    assert values == pytest.approx(valued)
+    for name, v in expected.items():
+        turned = jax.vmap(curvature.blocks[name].rotate)(v)
+        np.testing.assert_allclose(found[name], turned, atol=1e-12)  # rounding
+    taken = Eigenbasis().taken_in_basis(curvature, found)
+    assert found == {}
+    whole = Eigenbasis().taken(curvature, params, expected)
+    np.testing.assert_allclose(taken.own_Q, whole.own_Q, rtol=1e-9)  # rounding
+    for name, x in whole.solution.solved.items():
+        np.testing.assert_allclose(taken.solution.solved[name], x, atol=1e-9)
+
+
+def test_only_many_log_probabilities_are_read_in_the_eigenbasis():
+    _, params, _, curvature, asked = fitted()
+    few = dict(list(asked.items())[:4])
+    assert not readable(few, curvature.layers)
+    assert not readable({**asked, "norm": lambda p: p["head"].sum()}, curvature.layers)
+    (layer, *_) = curvature.layers
+    assert not readable(asked, [layer._replace(kind="embedding")])
+    lost = {**params, "head": params["head"].at[:, 0].set(-jnp.inf)}
+    with pytest.raises(ValueError, match="'lost' is nan"):
+        coordinates(curvature, lost, {"lost": asked["0"]})
 
 
 def test_what_is_taken_is_what_is_solved():

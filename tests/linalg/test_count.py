@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from influence.curvature.eigenvalues import turned
+from influence.curvature.coordinates import turned
 from influence.linalg import count
 from influence.linalg.basis import Basis
 from influence.linalg.contract import contract, gram
