@@ -7,7 +7,9 @@ question marks. A dictionary is trained on the model's activations; the concept'
 feature is the one that tells these sequences from all others best, looked up with no
 influence involved. Then the model is asked why it goes on so: does that feature come
 out first among what the most influential sequences have in common? And does the model
-doubt if the feature is held up, and stop if it is taken out?
+doubt if the feature is held up, and stop if it is taken out? A dictionary may hold the
+concept as two features: it is taken out by itself, and with whatever else stands out
+for every question.
 """
 
 from collections.abc import Iterable
@@ -50,6 +52,9 @@ DOUBT = "?"
 
 BEGUN = 16
 """Tokens of code before the doubt, in what the model is asked about."""
+
+SURE = 0.01
+"""The largest p-value of a feature that stands out."""
 
 HEARD = 4
 """Tokens of doubt in a prompt that it is to go on from."""
@@ -116,10 +121,21 @@ def main(options: Options) -> None:
             all(x["clamped_says"] > x["prompts"] / 2 > x["plain_says"] for x in said),
         ),
         Claim(
-            "Ablated, it no longer goes on doubting",
-            f"{_each(x['ablated_tells'] for x in said)} of {said[0]['asked']} "
+            "The feature ablated, it no longer goes on doubting",
+            f"{_each(x['alone_tells'] for x in said)} of {said[0]['asked']} "
             f"prompts; {_each(x['plain_tells'] for x in said)} without",
-            all(x["ablated_tells"] < x["asked"] / 2 < x["plain_tells"] for x in said),
+            all(x["alone_tells"] < x["asked"] / 2 < x["plain_tells"] for x in said),
+        ),
+        Claim(
+            "Every feature ablated that stands out for all queries, it no longer does, "
+            "and goes on with code as before",
+            f"{_each(len(x['standing_out']) for x in rows)} features: "
+            f"{_each(x['ablated_tells'] for x in said)} of {said[0]['asked']} "
+            f"prompts; KL {max(x['kl_of_code'] for x in said):.3f} on code at most",
+            all(
+                x["ablated_tells"] < x["asked"] / 2 and x["kl_of_code"] < 0.05
+                for x in said
+            ),
         ),
     ]
     write(
@@ -142,7 +158,7 @@ def _once(options: Options, seed: int) -> dict[str, Any]:
     planted = _planted(options, np.random.default_rng(seed))
     subject = _trained(seed, planted)
     aim = Aim(subject.site, 8 * LITTLE.config.width, Standard(options.coefficient))
-    schedule = Schedule(options.steps, rate=options.rate, decay=0.2)
+    schedule = Schedule(options.steps, rate=options.rate, decay=0.2, clip=1.0)
     dictionary = subject.train({"own": aim}, schedule, seed)["own"].dictionary
     known = run(
         activities(subject.source, dictionary, subject.site),
@@ -150,13 +166,17 @@ def _once(options: Options, seed: int) -> dict[str, Any]:
     )
     own = _own(known, planted.places)
     found = subject.judged(dictionary)
+    queries = _asked(options, seed, planted, subject, known, own)
+    common = set.intersection(*(set(x.pop("standing_out")) for x in queries))
+    standing = sorted({own, *common})
     return {
         "seed": seed,
         "variance_explained": found.variance_explained,
         "l0": found.l0,
         "feature": own,
-        "queries": _asked(options, seed, planted, subject, known, own),
-        "steering": _steered(options, planted, subject, dictionary, own),
+        "standing_out": standing,
+        "queries": queries,
+        "steering": _steered(options, planted, subject, dictionary, own, standing),
     }
 
 
@@ -233,12 +253,14 @@ def _asked(
         top = np.argsort(-scores)[: options.top]
         found = enriched(known, top.tolist(), seed=seed)
         (first,) = found.first(1)
+        sure = (found.p_F <= SURE) & (found.lift_F > 1)
         rows.append(
             {
                 "query": name,
                 "first": first,
                 "lift": float(found.lift_F[own]),
                 "p": float(found.p_F[own]),
+                "standing_out": np.flatnonzero(sure).tolist(),
                 "planted_among_top": float(np.isin(top, planted.places).mean()),
             }
         )
@@ -251,8 +273,12 @@ def _steered(
     subject: Subject,
     dictionary: Dictionary,
     own: int,
+    standing: list[int],
 ) -> dict:
-    """Returns what the model says with the feature held up, and taken out."""
+    """Returns what the model says with the feature held up, and taken out.
+
+    By itself, and with all that stand out.
+    """
     batch = next(iter(planted.examples.take(planted.places).batches(CHUNK)))
     rows, keep = subject.source.values((subject.site,), subject.source.params, batch)
     z = np.asarray(encode(dictionary, rows[subject.site]))[np.asarray(keep)]
@@ -260,10 +286,12 @@ def _steered(
     code = _others(planted, 6)
     doubting = [x + _doubt(planted.tokenizer, HEARD) for x in code]
     each = {
-        x: _compared(subject, dictionary, clamp(own, x * largest), code)
+        x: _compared(subject, dictionary, [clamp(own, x * largest)], code)
         for x in options.strengths
     }
-    out = _compared(subject, dictionary, ablate(own), doubting)
+    edits = [ablate(x) for x in standing]
+    alone = _compared(subject, dictionary, [ablate(own)], doubting)
+    out, spared = (_compared(subject, dictionary, edits, x) for x in (doubting, code))
     (sound,) = set(_doubt(planted.tokenizer, HEARD))
     decode = planted.tokenizer.decode
 
@@ -282,7 +310,9 @@ def _steered(
         "clamped_says": says[strength],
         "clamped_says_by_strength": says,
         "plain_tells": count(out.plain),
+        "alone_tells": count(alone.steered),
         "ablated_tells": count(out.steered),
+        "kl_of_code": max(spared.kl),
         "clamped": [decode(x) for x in held.steered],
         "ablated": [decode(x) for x in out.steered],
         "as_it_is": [decode(x) for x in (*held.plain, *out.plain)],
@@ -291,11 +321,14 @@ def _steered(
 
 
 def _compared(
-    subject: Subject, dictionary: Dictionary, edit: Edit, prompts: list[list[int]]
+    subject: Subject,
+    dictionary: Dictionary,
+    edits: list[Edit],
+    prompts: list[list[int]],
 ) -> Comparison:
     source = subject.source
     steered = Steered(source.task.apply, subject.site, subject.site)
-    held = Steering(source.params, dictionary, gathered([edit], dictionary))
+    held = Steering(source.params, dictionary, gathered(edits, dictionary))
     return compare(source.task, steered, held, prompts, 16)
 
 
