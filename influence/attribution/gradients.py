@@ -6,7 +6,8 @@ The first half of solving for them then costs `T (O² + I²)` multiplications a 
 place of `O I (O + I)`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import starmap
 from math import prod
 from typing import Any, TypeGuard
 
@@ -42,15 +43,8 @@ def gradients(
     """
     if not measurements:
         raise ValueError("There are no measurements: name at least one.")
-    values, stacked = [], {}
-    for place, (name, measurement) in enumerate(measurements.items()):
-        value, own = _measured(name, measurement, layers, params)
-        values.append(value)
-        # Into its place at once: they may well be most of the memory, which all of
-        # them and a stack of them would take twice.
-        stacked = stacked or _empty(len(measurements), own)
-        stacked = _placed(stacked, own, place)
-    return stacked, tuple(values)
+    each = (_measured(name, x, layers, params) for name, x in measurements.items())
+    return _stacked(each, len(measurements))
 
 
 def readable(
@@ -89,13 +83,27 @@ def coordinates(
     blocks = {x.name: curvature.blocks[x.name] for x in layers}
     inputs = {x.reads: blocks[x.name].inputs for x in layers}
     outputs = {name: x.outputs for name, x in blocks.items()}
-    given, values, stacked = grouped(layers, inputs, outputs), [], {}
+    given = grouped(layers, inputs, outputs)
     del blocks
-    for place, (name, measurement) in enumerate(measurements.items()):
+
+    def one(name: str, measurement: Likelihood) -> tuple[float, dict[str, Array]]:
         measurement.check(name, params)
         value, total, own = _read(layers, measurement, params, given)
-        values.append(_sound(name, value, total))
-        stacked = stacked or _empty(len(measurements), own)
+        return _sound(name, value, total), own
+
+    return _stacked(starmap(one, measurements.items()), len(measurements))
+
+
+def _stacked(
+    each: Iterable[tuple[float, dict[str, Array]]], queries: int
+) -> tuple[dict[str, Array], tuple[float, ...]]:
+    """Returns the gradients of so many measurements together, and their values."""
+    values, stacked = [], {}
+    for place, (value, own) in enumerate(each):
+        values.append(value)
+        # Into its place at once: they may well be most of the memory, which all of
+        # them and a stack of them would take twice.
+        stacked = stacked or _empty(queries, own)
         stacked = _placed(stacked, own, place)
     return stacked, tuple(values)
 
