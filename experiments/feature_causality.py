@@ -46,6 +46,7 @@ GAO: dict[str, Any] = {
     "decay": 0.2,
     "dead_after": 38_400,
     "auxiliary": 1 / 32,
+    "clip": 1.0,
 }
 """Gao et al.'s rate, and weight of dead features' learning: here none dies."""
 

@@ -5,6 +5,7 @@
 Run by `sae_quality --peers`, in a process of its own.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,25 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 
 from experiments.peers import needed
 
-RATE = 3e-3
-"""Of Adam: of 1e-3 and 3e-3, that by which SAELens explains more of the demo's model.
 
-Its default, 3e-4, is meant for longer trainings.
-"""
-
-
-def train(work: Path, name: str, kind: str, k: int, steps: int) -> float:
-    """Trains one dictionary and writes it; returns the seconds that took.
+def main(
+    rows: Path, out: Path, kind: str, site: str, k: int, steps: int, rate: float
+) -> None:
+    """Trains one dictionary, writes it, and prints how fast that was.
 
     Args:
-      work: where activations are, and dictionaries go.
-      name: of the model.
-      kind: of the dictionary.
+      rows: the activations, `[N, D]`.
+      out: the folder for the dictionary.
+      kind: of the dictionary, `topk` or `batchtopk`.
+      site: where the activations are from.
       k: features of a token that are on.
       steps: updates of 2,048 tokens.
+      rate: of Adam; it falls to a tenth over the last fifth.
     """
     torch = needed("torch", "interp-peers")
     sae_lens = needed("sae_lens", "interp-peers")
@@ -40,10 +40,10 @@ def train(work: Path, name: str, kind: str, k: int, steps: int) -> float:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     # Mapped, not loaded: what is read of a file does not count as the process's own.
-    rows = np.load(work / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    width = 8 * rows.shape[1]
+    values = np.load(rows, mmap_mode="r", allow_pickle=False)
+    width = 8 * values.shape[1]
     options: dict[str, Any] = {
-        "d_in": rows.shape[1],
+        "d_in": values.shape[1],
         "d_sae": width,
         "dtype": "float32",
         "device": "cpu",
@@ -66,8 +66,8 @@ def train(work: Path, name: str, kind: str, k: int, steps: int) -> float:
         total_training_samples=steps * 2048,
         device="cpu",
         autocast=False,
-        lr=RATE,
-        lr_end=RATE / 10,
+        lr=rate,
+        lr_end=rate / 10,
         lr_scheduler_name="constant",
         lr_warm_up_steps=steps // 20,
         adam_beta1=0.9,
@@ -81,15 +81,18 @@ def train(work: Path, name: str, kind: str, k: int, steps: int) -> float:
     )
 
     def served() -> Iterator[Any]:
-        for start in range(0, len(rows), 2048):
-            yield torch.from_numpy(np.array(rows[start : start + 2048]))
+        for start in range(0, len(values), 2048):
+            yield torch.from_numpy(np.array(values[start : start + 2048]))
 
     trainer = trainer_of(cfg=trainer_config, sae=sae, data_provider=served())
     begun = time.monotonic()
     trained = trainer.fit()
     seconds = time.monotonic() - begun
-    folder = work / f"sae-lens-{name}-{kind}"
-    shutil.rmtree(folder, ignore_errors=True)
-    trained.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
-    trained.save_inference_model(folder)
-    return seconds
+    shutil.rmtree(out, ignore_errors=True)
+    trained.cfg.metadata.hook_name = site
+    trained.save_inference_model(out)
+    print(json.dumps({"tokens_per_second": steps * 2048 / seconds}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -26,26 +26,27 @@ class Schedule:
     Attributes:
       steps: how many updates.
       batch: tokens an update.
-      rate: the highest of Adam; `5e-4 / √(F / 2¹⁴)` if left out. Gao et al. (2024) have
-        two fifths of that, for trainings a thousand times as long.
+      rate: the highest of Adam; the kind's if left out, divided by `√(F / 2¹⁴)`.
       warmup: the share of steps over which the rate rises.
       decay: the share of steps over which it falls to zero at the end.
       dead_after: tokens after which a feature that was never on counts as dead; the
-        200th part of all, and ten million at most, if left out.
+        hundredth part of all, and ten million at most, if left out.
       auxiliary: how much weight dead features' learning from what the others leave over
-        has. Gao et al. give it 1/32; a training of four million tokens at about this
-        rate left one in eight dead with 1/16.
-      clip: the largest norm of a gradient.
+        has. Gao et al. give it 1/32, with which 60 of 100 features stay dead in a
+        training of four million tokens.
+      clip: the largest norm of a gradient. Most are longer, and so count alike: that
+        explains more in short trainings than the usual 1, which lets the long ones of
+        the beginning set Adam's scale.
     """
 
     steps: int
     batch: int = 2048
     rate: float | None = None
     warmup: float = 0.05
-    decay: float = 0.5
+    decay: float = 0.7
     dead_after: int | None = None
     auxiliary: float = 1 / 2
-    clip: float = 1.0
+    clip: float = 0.1
 
     @property
     def tokens(self) -> int:
@@ -55,11 +56,11 @@ class Schedule:
     @property
     def dead(self) -> int:
         """Returns the number of tokens after which a feature counts as dead."""
-        return self.dead_after or max(self.batch, min(self.tokens // 200, 10_000_000))
+        return self.dead_after or max(self.batch, min(self.tokens // 100, 10_000_000))
 
-    def optimizer(self, width: int) -> optax.GradientTransformation:
+    def optimizer(self, aim: "Aim") -> optax.GradientTransformation:
         """Returns Adam on the schedule."""
-        highest = self.rate or 5e-4 / (width / 2**14) ** 0.5
+        highest = self.rate or aim.kind.rate / (aim.width / 2**14) ** 0.5
         rising = max(1, round(self.warmup * self.steps))
         falling = max(1, round(self.decay * self.steps))
         rates = optax.join_schedules(
@@ -139,7 +140,7 @@ def begin(
         learned["skip_OxD"] = jnp.zeros((writes, reads), kind)
     learned = _spread(learned)
     zero = jnp.zeros((), kind)
-    started = schedule.optimizer(aim.width).init(learned)
+    started = schedule.optimizer(aim).init(learned)
     return Member(learned, started, jnp.zeros(aim.width, kind), zero, zero + 1)
 
 
@@ -200,7 +201,7 @@ def step(
         )
     # Optimizers mix the types of schedules, counters and parameters.
     with jax.numpy_dtype_promotion("standard"):
-        updates, optimizer = schedule.optimizer(aim.width).update(
+        updates, optimizer = schedule.optimizer(aim).update(
             gradient, member.optimizer, member.learned
         )
         learned: Any = optax.apply_updates(member.learned, updates)
@@ -270,14 +271,17 @@ def revival(pre: Array, dead_F: Array, left: Array, decoder_FxO: Array) -> Array
     """Returns how badly dead features explain what the others leave (AuxK).
 
     Gao et al. 2024, appendix A.2, the largest taken of the batch. What is left is not
-    differentiated, and the decoder's bias is in it already. Weighed as the loss is.
+    differentiated, and the decoder's bias is in it already. Weighed as the loss is, and
+    less if there are fewer dead features than are taken of a token, as in SAELens: a
+    few that are rare, not dead, are not bent to explain everything.
     """
     left = jax.lax.stop_gradient(left)
     pre = jnp.where(dead_F[None], jax.nn.relu(pre), 0)
-    z = keep_largest_of_all(pre, len(pre) * max(1, left.shape[1] // 2))
+    most = max(1, left.shape[1] // 2)
+    z = keep_largest_of_all(pre, len(pre) * most)
     missed = left - z @ decoder_FxO
     share = (missed * missed).sum() / jnp.maximum((left * left).sum(), 1e-12)
-    return left.shape[1] * share
+    return left.shape[1] * share * jnp.minimum(dead_F.sum() / most, 1)
 
 
 def _across(gradient_FxO: Array, rows_FxO: Array) -> Array:

@@ -1,6 +1,6 @@
 """Where values come from: a model's sites, at the positions of sequences that count."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from typing import Any, NamedTuple, Protocol
@@ -20,9 +20,22 @@ OUTLIER = 10.0
 """A value longer than so many times the median is left out: attention sinks, mostly."""
 
 
+class Values(Protocol):
+    """Where values come from: a model, or what it computed before."""
+
+    @property
+    def params(self) -> Params:
+        """The model's parameters."""
+        ...
+
+    def values(self, sites: Sequence[Address], params: Params, batch: Batch) -> Any:
+        """Returns values at sites, `[rows, D]` each, and which rows count."""
+        ...
+
+
 @dataclass(frozen=True)
 class Source:
-    """Where values come from.
+    """A model that is run for its values.
 
     Attributes:
       task: the language model.
@@ -49,6 +62,79 @@ class Source:
             for k, x in found.items()
         }
         return rows, keep.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Values that were computed before, as `Chunks` hands them out; no model is run.
+
+    Attributes:
+      params: of no use.
+    """
+
+    params: Params = None
+
+    def values(self, sites: Sequence[Address], params: Params, batch: Batch) -> Any:
+        """Returns a batch's values at sites, `[B, D]` each, and which rows count.
+
+        Raises:
+          ValueError: if a site's are not among them.
+        """
+        del params
+        missing = [str(x) for x in sites if str(x) not in batch.inputs]
+        if missing:
+            raise ValueError(
+                f"There are no values of {', '.join(missing)}, only of "
+                f"{', '.join(batch.inputs)}. Compute them as well, or leave it out."
+            )
+        rows = {x: jnp.asarray(batch.inputs[str(x)]) for x in sites}
+        return rows, jnp.asarray(batch.real_B)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Values in arrays, in the order they are in and again and again: `Given`'s.
+
+    Arrays may be files that are mapped: a batch is read as it is needed. Only what is
+    poured into the buffer together is shuffled, so mix them before, or give much.
+
+    Attributes:
+      arrays: values by site, `[N, D]` each, row by row of the same positions.
+      size: how many rows make a batch.
+      batches: how many batches in all.
+
+    Raises:
+      ValueError: if arrays are of different lengths, or shorter than a batch.
+    """
+
+    arrays: Mapping[Address, np.ndarray]
+    size: int
+    batches: int
+
+    def __post_init__(self) -> None:
+        """Raises if arrays do not fit together."""
+        lengths = {str(k): len(x) for k, x in self.arrays.items()}
+        if len(set(lengths.values())) != 1 or min(lengths.values()) < self.size:
+            raise ValueError(
+                f"Arrays of {lengths} rows make no batches of {self.size}: give arrays "
+                "of one length, a batch at least."
+            )
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return self.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Walks the batches; rows that fill none at the end are left out."""
+        whole = len(next(iter(self.arrays.values()))) // self.size
+        keys, real = np.zeros((self.size, 2), np.uint32), np.ones(self.size, bool)
+        for i in range(self.batches):
+            start = i % whole * self.size
+            rows = {
+                str(k): np.asarray(x[start : start + self.size])
+                for k, x in self.arrays.items()
+            }
+            yield Batch(rows, keys, real)
 
 
 class Examples(Protocol):
@@ -112,7 +198,7 @@ class Centre(NamedTuple):
     limit: Array
 
 
-def centres(source: Source, sites: Sequence[Address]) -> Fold:
+def centres(source: Values, sites: Sequence[Address]) -> Fold:
     """Returns the pass that finds the middle and the size of values, by site.
 
     A few thousand positions are enough: walk over the first batches only. The state is

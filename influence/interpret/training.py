@@ -30,7 +30,7 @@ from influence.interpret.learning import (
     encoder_of,
     step,
 )
-from influence.interpret.source import Centre, Source
+from influence.interpret.source import Centre, Values
 from influence.model.sites import Address
 from influence.types import Batch, Params
 
@@ -66,7 +66,7 @@ class Trained(NamedTuple):
 
 
 def fold(
-    source: Source,
+    source: Values,
     aims: Mapping[str, Aim],
     centre: Mapping[Address, Centre],
     schedule: Schedule,
@@ -77,11 +77,11 @@ def fold(
     """Returns the pass over sequences that trains, ending in `{name: Trained}`.
 
     Args:
-      source: the model that is read.
+      source: the model that is read, or what it computed before.
       aims: what is trained, by name; all see the same tokens in the same order.
       centre: of every site, as `centres` found it.
       schedule: how long, and how fast.
-      tokens: positions of a batch of sequences, padding included.
+      tokens: positions of a batch of sequences, padding included; or rows of a batch.
       seed: of the start and of the order.
 
     Raises:

@@ -19,7 +19,14 @@ from influence.interpret.buffer import Buffer, poured
 from influence.interpret.dictionary import encode, reconstruct
 from influence.interpret.kinds import BatchTop, Gate, Jump, Standard, Top, jump, step
 from influence.interpret.learning import Aim, Schedule, begin
-from influence.interpret.source import Centre, Epochs, Source, centres
+from influence.interpret.source import (
+    Centre,
+    Chunks,
+    Epochs,
+    Given,
+    Source,
+    centres,
+)
 from influence.model.sites import Address
 from tests.interpret import cases
 
@@ -48,6 +55,32 @@ def trained(source, data, aims, schedule, seed=0, chunk=16):
     fold = training.fold(source, aims, centre, schedule, tokens=tokens, seed=seed)
     batches = schedule.tokens // (tokens - chunk) + 2
     return run(fold, Epochs(data, chunk, batches, seed))
+
+
+def test_values_computed_before_teach_what_the_model_does():
+    _, source, data = subject()
+    aim, schedule = Aim(cases.SITE, FEATURES, BatchTop(3)), Schedule(20, 256)
+    read = trained(source, data, {"own": aim}, schedule)["own"].dictionary
+    batches, rows = Epochs(data, 16, schedule.tokens // (16 * 32) + 2), []
+    for batch in batches:
+        values, keep = source.values([cases.SITE], source.params, batch)
+        rows.append(np.asarray(values[cases.SITE])[np.asarray(keep)])
+    centre = cases.centred(source, data)
+    fold = training.fold(Given(), {"own": aim}, centre, schedule, tokens=16 * 33)
+    chunks = Chunks({cases.SITE: np.concatenate(rows)}, len(rows[0]), len(rows))
+    given = run(fold, chunks)["own"].dictionary
+    # The same rows are shuffled alike: not a bit differs.
+    np.testing.assert_array_equal(given.decoder_FxO, read.decoder_FxO)
+
+
+def test_values_computed_before_come_again_and_again_and_whole():
+    chunks = Chunks({cases.SITE: np.arange(10)[:, None]}, 4, 3)
+    found = [x.inputs[str(cases.SITE)][:, 0].tolist() for x in chunks]
+    assert found == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
+    with pytest.raises(ValueError, match="no values of image"):
+        Given().values([Address("image")], None, next(iter(chunks)))
+    with pytest.raises(ValueError, match="make no batches of 4"):
+        Chunks({cases.SITE: np.zeros((3, 1))}, 4, 1)
 
 
 def test_directions_that_make_up_the_data_are_recovered():
