@@ -16,7 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from influence.attribution.measurements import Likelihood, Measurement, as_tree
+from influence.attribution.measurements import (
+    Likelihood,
+    Measurement,
+    as_tree,
+    result_of,
+)
 from influence.curvature.coordinates import READING, grouped
 from influence.curvature.operator import Curvature
 from influence.linalg.contract import wide
@@ -147,7 +152,7 @@ def _measured(
     for part in jax.tree.leaves(measurement, is_leaf=is_likelihood):
         if is_likelihood(part):
             part.check(name, params)
-    shape = jax.eval_shape(measurement, params)
+    shape = result_of(measurement, params)
     if shape.shape != ():
         raise ValueError(
             f"The measurement {name!r} returns an array of shape {shape.shape}. Return "

@@ -33,9 +33,24 @@ def measure(measurement: Measurement, params: Params) -> float:
     return float(_measure(as_tree(measurement), params))
 
 
+def result_of(measurement: Measurement, params: Params) -> Any:
+    """Returns shape and type of what a measurement returns, traced once for its like.
+
+    Args:
+      measurement: as `as_tree` returns it.
+      params: the model's parameters.
+    """
+    return _measure.eval_shape(measurement, params)
+
+
 @jax.jit
 def _measure(measurement: Measurement, params: Params) -> Array:
     return measurement(params)
+
+
+@jax.jit(static_argnums=0)
+def _outputs(task: Task, params: Params, inputs: Inputs) -> Any:
+    return task.outputs(params, inputs)
 
 
 def together(measurements: Iterable[Measurement]) -> Callable[[Params], Array]:
@@ -107,7 +122,7 @@ class Likelihood:
 
     def check(self, name: str, params: Params) -> None:
         """Raises if the inputs are not the model's."""
-        outputs = jax.eval_shape(self.task.outputs, params, self.inputs)
+        outputs = _outputs.eval_shape(self.task, params, self.inputs)
         self.task.check(self.inputs, outputs, [name])
 
 
