@@ -25,7 +25,7 @@ from influence.attribution.measurements import (
 from influence.curvature.coordinates import READING, grouped
 from influence.curvature.operator import Curvature
 from influence.linalg.contract import wide
-from influence.model.reading import by_layer, valued
+from influence.model.reading import by_layer, read
 from influence.model.tangents import covered, matrices
 from influence.model.trace import trace
 from influence.types import Layer, Params, with_leaves
@@ -125,7 +125,7 @@ def _read(
     In the eigenbasis.
     """
     program = trace(measurement.task.outputs, params, measurement.inputs)
-    value, found = valued(
+    value, found = read(
         program, layers, READING, measurement.of, params, measurement.inputs, given
     )
     own = {k: x.squeeze(-3) for k, x in by_layer(found).items()}

@@ -58,23 +58,6 @@ def read(
     inputs: Inputs,
     given: Mapping[str, Any],
     common: Any = None,
-) -> dict[str, Any]:
-    """Returns a reading of every activation the layers read, from one backward pass.
-
-    See `valued`, which tells the loss as well.
-    """
-    return valued(program, layers, reading, loss, params, inputs, given, common)[1]
-
-
-def valued(
-    program: Program,
-    layers: Sequence[Layer],
-    reading: Reading,
-    loss: Callable[[Any], Array],
-    params: Params,
-    inputs: Inputs,
-    given: Mapping[str, Any],
-    common: Any = None,
 ) -> tuple[Array, dict[str, Any]]:
     """Returns the loss, and a reading of every activation the layers read.
 

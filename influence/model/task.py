@@ -294,7 +294,9 @@ def read_loss(
             return drawn(outputs, draws[0])
         return jax.vmap(drawn, (None, 0))(outputs, draws)
 
-    return read(program, layers, reading, loss, params, batch.inputs, given, counted)
+    inputs = batch.inputs
+    _, found = read(program, layers, reading, loss, params, inputs, given, counted)
+    return found
 
 
 def draw(keys: Array, logits: Array) -> Array:

@@ -79,7 +79,7 @@ def read_jitted(program, layers, reading, loss, params, x):
     """Returns a reading, compiled."""
 
     def run(params, x):
-        return read(program, layers, reading, loss, params, x, {})
+        return read(program, layers, reading, loss, params, x, {})[1]
 
     return jax.jit(run)(params, x)
 

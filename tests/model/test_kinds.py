@@ -71,7 +71,8 @@ def test_a_convolution_reads_the_patches_under_its_window():
     params, x = {"w": normal(3, 2, 5)}, normal(4, 7, 2)
     program = trace(apply, params, x)
     inputs = Reading(lambda a, gs, given, common: a)
-    found = read(program, program.layers, inputs, jnp.sum, params, x, {})["w"]
+    _, found = read(program, program.layers, inputs, jnp.sum, params, x, {})
+    found = found["w"]
     # Features first, places of the window second.
     patches = [x[:, t : t + 3].swapaxes(1, 2).reshape(4, 6) for t in (0, 2, 4)]
     np.testing.assert_array_equal(found, jnp.stack(patches, 1))

@@ -244,7 +244,8 @@ def test_a_reading_of_whole_gradients_has_its_arrays_copy_by_copy():
 
     reading = Reading(lambda a, gs, given, common: gs, turned)
     layers, given = program.layers, {"w": {"w": turns}}
-    found = read(program, layers, reading, jnp.sum, params, x, given, 3.0)["w"]["w"]
+    _, found = read(program, layers, reading, jnp.sum, params, x, given, 3.0)
+    found = found["w"]["w"]
     d = matrix(layers[0], jax.grad(lambda p: apply(p, x).sum())(params))
     assert jnp.abs(found - 3.0 * d @ turns).max() < FLOAT64 * jnp.abs(d).max()
 

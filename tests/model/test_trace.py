@@ -186,7 +186,8 @@ def test_bfloat16_kernels_are_read_in_float32():
         normal(4, 5, 6).astype(jnp.float32),
     )
     program = trace(apply, params, x)
-    found = read(program, program.layers, gradients, jnp.sum, params, x, {})["w"]["w"]
+    _, found = read(program, program.layers, gradients, jnp.sum, params, x, {})
+    found = found["w"]["w"]
     assert found.dtype == jnp.float32
     # The gradient of a sum is one everywhere, so only the operands were cast.
     cast = x.astype(jnp.bfloat16).astype(jnp.float32)
