@@ -9,28 +9,19 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
 
+from experiments.given import BATCH, Given
 from experiments.peers import needed
 
 
-def main(
-    rows: Path, out: Path, kind: str, site: str, k: int, steps: int, rate: float
-) -> None:
+def main(given: Given) -> None:
     """Trains one dictionary, writes it, and prints how fast that was.
 
-    Args:
-      rows: the activations, `[N, D]`.
-      out: the folder for the dictionary.
-      kind: of the dictionary, `topk` or `batchtopk`.
-      site: where the activations are from.
-      k: features of a token that are on.
-      steps: updates of 2,048 tokens.
-      rate: of Adam; it falls to a tenth over the last fifth.
+    Its rate falls to a tenth over the last fifth.
     """
     torch = needed("torch", "interp-peers")
     sae_lens = needed("sae_lens", "interp-peers")
@@ -40,7 +31,7 @@ def main(
     torch.set_num_threads(1)
     torch.manual_seed(0)
     # Mapped, not loaded: what is read of a file does not count as the process's own.
-    values = np.load(rows, mmap_mode="r", allow_pickle=False)
+    values = np.load(given.rows, mmap_mode="r", allow_pickle=False)
     width = 8 * values.shape[1]
     options: dict[str, Any] = {
         "d_in": values.shape[1],
@@ -50,49 +41,53 @@ def main(
         "apply_b_dec_to_input": True,
     }
     own = {
-        "topk": (sae_lens.TopKTrainingSAE, sae_lens.TopKTrainingSAEConfig, {"k": k}),
+        "topk": (
+            sae_lens.TopKTrainingSAE,
+            sae_lens.TopKTrainingSAEConfig,
+            {"k": given.k},
+        ),
         "batchtopk": (
             sae_lens.BatchTopKTrainingSAE,
             sae_lens.BatchTopKTrainingSAEConfig,
-            {"k": k},
+            {"k": given.k},
         ),
     }
-    make, about, rest = own[kind]
+    make, about, rest = own[given.kind]
     sae = make(about(**options, **rest))
     trainer_config = config.SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,
         save_final_checkpoint=False,
-        total_training_samples=steps * 2048,
+        total_training_samples=given.steps * BATCH,
         device="cpu",
         autocast=False,
-        lr=rate,
-        lr_end=rate / 10,
+        lr=given.rate,
+        lr_end=given.rate / 10,
         lr_scheduler_name="constant",
-        lr_warm_up_steps=steps // 20,
+        lr_warm_up_steps=given.steps // 20,
         adam_beta1=0.9,
         adam_beta2=0.999,
-        lr_decay_steps=steps // 5,
+        lr_decay_steps=given.steps // 5,
         n_restart_cycles=1,
-        train_batch_size_samples=2048,
+        train_batch_size_samples=BATCH,
         dead_feature_window=100,
         feature_sampling_window=1000,
         logger=config.LoggingConfig(log_to_wandb=False),
     )
 
     def served() -> Iterator[Any]:
-        for start in range(0, len(values), 2048):
-            yield torch.from_numpy(np.array(values[start : start + 2048]))
+        for start in range(0, len(values), BATCH):
+            yield torch.from_numpy(np.array(values[start : start + BATCH]))
 
     trainer = trainer_of(cfg=trainer_config, sae=sae, data_provider=served())
     begun = time.monotonic()
     trained = trainer.fit()
     seconds = time.monotonic() - begun
-    shutil.rmtree(out, ignore_errors=True)
-    trained.cfg.metadata.hook_name = site
-    trained.save_inference_model(out)
-    print(json.dumps({"tokens_per_second": steps * 2048 / seconds}))  # noqa: T201
+    shutil.rmtree(given.out, ignore_errors=True)
+    trained.cfg.metadata.hook_name = given.site
+    trained.save_inference_model(given.out)
+    print(json.dumps({"tokens_per_second": given.steps * BATCH / seconds}))  # noqa: T201
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(tyro.cli(Given, description=__doc__))

@@ -30,6 +30,7 @@ from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
 from experiments.dictionaries import SUBJECTS, Subject, activations
+from experiments.given import BATCH
 from experiments.given_training import KINDS
 from experiments.process import anonymous
 from experiments.results import Claim, table, write
@@ -208,7 +209,7 @@ def _one(options: Options, library: str, name: str, kind: str) -> None:
         subject = _random(subject, options.seed)
     made, seconds = _ours(options, subject, kind)
     _write(_folder(options, library, name, kind), made, subject)
-    rate = options.steps * 2048 / seconds
+    rate = options.steps * BATCH / seconds
     print(json.dumps({"tokens_per_second": rate}))  # noqa: T201
 
 
@@ -248,7 +249,7 @@ def _write_activations(options: Options, subject: Subject) -> None:
     """Writes what SAELens learns from: as many activations as there are tokens."""
     path = options.work / f"{subject.name}.npy"
     if not path.exists():
-        rows = activations(subject, options.steps * 2048, options.seed)
+        rows = activations(subject, options.steps * BATCH, options.seed)
         np.save(path, rows, allow_pickle=False)
 
 

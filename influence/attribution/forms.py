@@ -115,6 +115,8 @@ class Compress(abc.ABC):
 class Plain(Compress):
     """Truncates each query's SVD: the nearest matrices of a rank, as matrices.
 
+    Those of long sides are found by iteration, and next to nearest (`low_rank`).
+
     Example:
       >>> from influence.attribution.forms import Plain
       >>> form = Plain(4)

@@ -272,7 +272,9 @@ def _solved(layers: Sequence[Shape], work: Work, at: Passes) -> Mapping[str, Pas
         moved=2 * asked * weights + bases * asked / TOGETHER,
         made=3 * asked * weights,
     )
-    if bases > BESIDE * asked * weights:
+    # As the engine decides, which does not look at how factors are cut.
+    whole = sum(x.copies * x.length**2 * x.bytes for x in sides(layers) if x.blocks)
+    if whole > BESIDE * asked * weights:
         return {"model": at.gradient.times(asked), "solving": back.times(2)}
     reading, single = Pass(), work._replace(batch=1)
     for group in groups(layers):

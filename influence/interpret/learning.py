@@ -32,11 +32,11 @@ class Schedule:
       dead_after: tokens after which a feature that was never on counts as dead; the
         hundredth part of all, and ten million at most, if left out.
       auxiliary: how much weight dead features' learning from what the others leave over
-        has. Gao et al. give it 1/32, with which 60 of 100 features stay dead in a
-        training of four million tokens.
+        has. Gao et al. give it 1/32, with which more than half of all features stay
+        dead in a training of four million tokens.
       clip: the largest norm of a gradient. Most are longer, and so count alike: that
-        explains more in short trainings than the usual 1, which lets the long ones of
-        the beginning set Adam's scale.
+        explains a little more in short trainings than the usual 1, perhaps because the
+        long ones of the beginning would set Adam's scale.
     """
 
     steps: int

@@ -66,13 +66,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Given:
-    """Values that were computed before, as `Chunks` hands them out; no model is run.
+    """Values that were computed before, as `Chunks` hands them out; no model is run."""
 
-    Attributes:
-      params: of no use.
-    """
-
-    params: Params = None
+    @property
+    def params(self) -> Params:
+        """Returns none: there is no model."""
+        return None
 
     def values(self, sites: Sequence[Address], params: Params, batch: Batch) -> Any:
         """Returns a batch's values at sites, `[B, D]` each, and which rows count.

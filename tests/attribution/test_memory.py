@@ -97,20 +97,65 @@ def test_gradients_are_those_of_each_measurement():
             np.testing.assert_allclose(own, w.T, atol=1e-12)  # rounding
 
 
-def test_gradients_read_in_the_eigenbasis_are_those_turned_into_it():
-    task, params, batches, curvature, asked = fitted()
+def mixed(params, tokens):
+    """Returns logits of stacked layers, one input for two, and of a shared one."""
+    x = params["embed"][tokens]
+
+    def block(x, own):
+        gate = jnp.tanh(x @ own["gate"] + own["bias"][None, None])
+        return x + gate * (x @ own["up"]), None
+
+    x, _ = jax.lax.scan(block, x, params["blocks"])
+    for _ in range(2):
+        x = x + jnp.tanh(x @ params["twice"])
+    return x @ params["head"]
+
+
+def fitted_to_mixed():
+    """Returns the same as `fitted` of a model with layers of every sort."""
+    draw = partial(np.random.default_rng(0).normal, scale=0.3)
+    blocks = {"gate": draw(size=(3, 6, 6)), "up": draw(size=(3, 6, 6))}
+    params = {
+        "embed": draw(size=(VOCABULARY, 6)),
+        "blocks": {**blocks, "bias": draw(size=(3, 6))},
+        "twice": draw(size=(6, 6)),
+        "head": draw(size=(6, VOCABULARY)),
+    }
+    params = jax.tree.map(jnp.asarray, params)
+    task = influence.LanguageModel(mixed)
+    tokens = np.random.default_rng(0).integers(VOCABULARY, size=(6, 5)).tolist()
+    batches = influence.sequences(tokens, [str(i) for i in range(6)]).batches(3)
+    curvature = influence.fit(task, params, batches, layers=("blocks.*", "twice"))
+    asked = influence.completions(task, {"one": ([1, 2], [3, 4]), "two": ([5], [0])})
+    return task, params, batches, curvature, asked
+
+
+@pytest.mark.parametrize("model", [fitted, fitted_to_mixed])
+def test_gradients_read_in_the_eigenbasis_are_those_turned_into_it(model):
+    _, params, _, curvature, asked = model()
     found, values = coordinates(curvature, params, asked)
     expected, valued = gradients(curvature.layers, params, asked)
-    assert values == pytest.approx(valued)
+    np.testing.assert_allclose(values, valued, rtol=1e-12)  # rounding
     for name, v in expected.items():
         turned = jax.vmap(curvature.blocks[name].rotate)(v)
         np.testing.assert_allclose(found[name], turned, atol=1e-12)  # rounding
     taken = Eigenbasis().taken_in_basis(curvature, found)
     assert found == {}
     whole = Eigenbasis().taken(curvature, params, expected)
-    np.testing.assert_allclose(taken.own_Q, whole.own_Q, rtol=1e-9)  # rounding
+    # Rounding, and what the inverse makes of it.
+    np.testing.assert_allclose(taken.own_Q, whole.own_Q, rtol=1e-9)
     for name, x in whole.solution.solved.items():
-        np.testing.assert_allclose(taken.solution.solved[name], x, atol=1e-9)
+        np.testing.assert_allclose(
+            taken.solution.solved[name], x, atol=1e-9 * float(jnp.abs(x).max())
+        )
+
+
+def test_layers_of_every_sort_are_among_those_read():
+    curvature = fitted_to_mixed()[3]
+    by_name = {x.name: x for x in curvature.layers}
+    assert by_name["blocks.gate"].stack == (3,)
+    assert by_name["blocks.gate"].bias == "blocks.bias"
+    assert "twice" in by_name
 
 
 def test_only_many_log_probabilities_are_read_in_the_eigenbasis():

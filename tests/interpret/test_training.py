@@ -218,6 +218,36 @@ def test_dead_features_learn_from_what_is_left():
     assert (slopes[2] == 0).all()  # what is left is not differentiated
 
 
+def test_few_dead_features_weigh_less():
+    pre, rows = jnp.ones((3, 8)), jnp.zeros((8, 4))
+    left = jnp.ones((3, 4))
+
+    def weight(dead):
+        return float(learning.revival(pre, jnp.arange(8) < dead, left, rows))
+
+    # Nothing is explained, which weighs as all of the loss, 4, once 4 / 2 are dead.
+    assert [weight(x) for x in (1, 2, 5)] == [2, 4, 4]
+
+
+def test_a_rate_is_the_kinds_by_width():
+    aim, other = (Aim(cases.SITE, FEATURES, x) for x in (Top(3), Standard()))
+    said = Top(3).rate / (FEATURES / 2**14) ** 0.5
+
+    def moved(aim, rate=None):
+        schedule = Schedule(10, 32, rate, warmup=0.1)
+        x = jax.random.normal(cases.key(1), (32, WIDTH))
+        one = jnp.asarray(1.0)
+        centre = {cases.SITE: Centre(jnp.zeros(WIDTH), one, one)}
+        member = begin(aim, centre, schedule, cases.key(0))
+        for done in (0, 1):  # the first update's rate is zero
+            rows = {cases.SITE: x}
+            member = learning.step(aim, schedule, member, jnp.asarray(done), rows)
+        return float(jnp.abs(member.learned["bias_F"]).max())
+
+    assert moved(aim) == pytest.approx(moved(aim, said), rel=1e-12)
+    assert moved(other) != pytest.approx(moved(aim), rel=0.1)
+
+
 def test_special_tokens_and_padding_are_not_read():
     _, source, _ = subject()
     data = cases.sequences([[1, 2, 3, 4], [5, 6]])

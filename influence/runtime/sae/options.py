@@ -53,7 +53,7 @@ class Train:
       aligned: Encoder and decoder of a feature have an inner product of 1.
       tokens: How many are learned from, the corpus walked over as often as it takes.
       train_batch: Tokens an update.
-      rate: The highest learning rate; by width if left out.
+      rate: The highest learning rate; by kind and width if left out.
       hold_out: The share of sequences that is held out, to judge by.
       control: Train the same on a model of random weights as well.
       seed: Of the start and of every order.
