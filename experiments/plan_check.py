@@ -29,11 +29,13 @@ from experiments.contender import Job, data
 from experiments.reference import GPT, Counted
 from influence.attribution import stages as planned
 from influence.attribution.cost import (
+    Stage,
     Subject,
     Work,
     layer_shapes,
     parameter_bytes,
     passes,
+    sides,
     subject,
 )
 from influence.attribution.plan import Device, Mesh, cost
@@ -58,7 +60,7 @@ KIND = {
 """What the bench calls a stage's batch; of all others it is `scan`."""
 
 
-def stages(job: Job, of: Subject, low: bool) -> dict[str, planned.Stage]:
+def stages(job: Job, of: Subject, low: bool) -> dict[str, Stage]:
     """Returns the bench's stages as planned, by the bench's names."""
     parameters, at = parameter_bytes(of.params), passes(of, job.context)
     layers, tail = layer_shapes(of), f", rank {job.rank}" if low else ""
@@ -95,13 +97,13 @@ def stages(job: Job, of: Subject, low: bool) -> dict[str, planned.Stage]:
     return found
 
 
-def held_before(stage: planned.Stage, name: str, of: Subject) -> float:
+def held_before(stage: Stage, name: str, of: Subject) -> float:
     """Returns the bytes a stage finds when it begins: what is given to it."""
     layers = layer_shapes(of)
-    sides = planned.sides(layers)
+    all_sides = sides(layers)
     given = {
-        "eigendecomposition": sum(x.covariance for x in sides),
-        "eigenvalues": sum(x.basis for x in sides),
+        "eigendecomposition": sum(x.covariance for x in all_sides),
+        "eigenvalues": sum(x.basis for x in all_sides),
         "query": stage.memory.get("curvature", 0.0),
         "scan": stage.memory.get("queries", 0.0),
     }
@@ -121,9 +123,7 @@ def measured(job: Job, name: str, repetitions: int) -> dict[str, Any]:
     }
 
 
-def with_plan(
-    row: Mapping[str, Any], of: Subject, stage: planned.Stage
-) -> dict[str, Any]:
+def with_plan(row: Mapping[str, Any], of: Subject, stage: Stage) -> dict[str, Any]:
     """Returns a row with what was planned for it, from the rates measured beside it."""
     flops, bandwidth = 1e9 * row["gflops"], 1e9 * row["gigabytes_a_second"]
     device = Device("cpu", flops, EIGEN * flops, bandwidth, bandwidth, 1e12, base=BASE)

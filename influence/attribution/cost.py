@@ -17,6 +17,7 @@ import numpy as np
 
 from influence.curvature.covariance import Factors, PerToken
 from influence.linalg.contract import wide
+from influence.linalg.count import gradient, turned_matrix, turned_positions
 from influence.model.passes import Pass, count
 from influence.model.reading import Reading
 from influence.model.tangents import covered, matrices
@@ -218,6 +219,11 @@ class Shape(NamedTuple):
     bytes: int
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Returns `O` and `I`."""
+        return self.outputs, self.inputs
+
+    @property
     def matrix(self) -> float:
         """Returns the bytes of one copy's eigenvalues, or of a gradient."""
         return float(self.outputs * self.inputs * self.bytes)
@@ -289,3 +295,64 @@ def parameter_bytes(params: Params) -> float:
     """Returns the bytes of a model's parameters."""
     leaves = jax.tree.leaves(params)
     return float(sum(prod(x.shape) * x.dtype.itemsize for x in leaves))
+
+
+def query_bytes(layers: Sequence[Shape], rank: int | None) -> float:
+    """Returns the bytes of one query, as matrices or as factors."""
+    if rank is None:
+        return sum(x.weights for x in layers)
+    return float(
+        sum(x.copies * min(rank, *x.size) * sum(x.size) * x.bytes for x in layers)
+    )
+
+
+def rotated(group: Sequence[Shape], work: Work) -> Pass:
+    """Returns a batch's gradients in the eigenbasis, of layers with one input."""
+    samples, total = work.batch * work.context, Pass()
+    for i, x in enumerate(group):
+        blocks = (x.out_blocks, x.in_blocks)
+        # The input is turned once for all layers that read it.
+        own = (x.out_blocks, () if i else x.in_blocks)
+        first = turned_positions(work.context, *blocks)
+        whole = turned_matrix(*x.size, *blocks)
+        turning = turned_positions(work.context, *own)
+        products = min(turning, whole) if first <= whole else whole
+        products += gradient(work.context, *x.size)
+        d = work.batch * x.matrix
+        rows = samples * (x.outputs + x.inputs) * x.bytes
+        made = d + (rows if first <= whole else 4 * d)
+        one = Pass(flops=2.0 * products * work.batch, moved=rows + d, made=made)
+        total = total.then(one.times(x.copies))
+    return total
+
+
+class Stage(NamedTuple):
+    """One stage.
+
+    Attributes:
+      name: what it is.
+      batches: how many it takes, all devices together; 0 if it walks over no data.
+      parts: what one batch takes, by what is done; or all of it without batches.
+      memory: bytes by what they hold. `parameters`, `curvature`, `queries` and
+        `copies` of these can be split over devices, `activations` and `working` are
+        those of one device.
+      eigen: operations of eigendecompositions.
+      largest: of these, those of the largest side, which one device does.
+      summed: bytes of statistics that the devices add up once at the end.
+      exchanged: bytes that devices which share a matrix hand each other for a batch.
+    """
+
+    name: str
+    batches: float
+    parts: Mapping[str, Pass]
+    memory: Mapping[str, float]
+    eigen: float = 0.0
+    largest: float = 0.0
+    summed: float = 0.0
+    exchanged: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        """Returns all operations, on all devices."""
+        each = sum(x.flops for x in self.parts.values())
+        return self.eigen + each * (self.batches or 1)

@@ -5,6 +5,9 @@ A query is a matrix per layer. Kept whole it is *dense*; as a truncated SVD it i
 2023); in a *joint* basis of all queries of a layer a training token is
 projected once for all of them.
 
+Queries are made small in their curvature's eigenbasis, where the inverse leaves them:
+only what is left is turned back. Singular values are the same there.
+
 What to truncate: a score is `⟨h, DW⟩` and `DW` is large where there is much curvature,
 so that the error which matters is that of `h` weighted by the roots of the curvature's
 eigenvalues. `Whitened` and `Joint` scale rows and columns by them before they truncate
@@ -12,9 +15,9 @@ and undo it after; `Plain` does not.
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +75,7 @@ def factored(form: Form) -> Factored:
     if isinstance(form, Factored):
         return form
     h_QxOxI = dense(form).h_QxOxI
-    return _truncated(h_QxOxI, min(h_QxOxI.shape[-2:]))
+    return Factored(*truncated(h_QxOxI, min(h_QxOxI.shape[-2:])))
 
 
 class Compressed(NamedTuple):
@@ -89,17 +92,58 @@ class Compressed(NamedTuple):
     kept_Q: Array
 
 
+def formed(
+    compress: "Compress | None", stack: int, block: Kronecker, c_QxOxI: Array
+) -> Compressed:
+    """Returns a layer's queries as they are kept, axis `Q` behind the stack.
+
+    Args:
+      compress: how they are made small; None keeps matrices.
+      stack: how many axes the layer is stacked along.
+      block: the layer's curvature.
+      c_QxOxI: the queries in its eigenbasis, `[Q, *stack, O, I]`.
+    """
+    act = compress or _whole
+    for _ in range(stack):
+        act = jax.vmap(act)
+    found = act(block, jnp.moveaxis(c_QxOxI, 0, stack))
+    energy_Q, kept_Q = (
+        x.sum(tuple(range(stack))) for x in (found.energy_Q, found.kept_Q)
+    )
+    return Compressed(found.form, energy_Q, kept_Q)
+
+
+def total(norms: Sequence[Array]) -> Array:
+    """Returns square norms over all layers, `[Q]`."""
+    return jnp.stack(norms).sum(0)
+
+
+def _whole(block: Kronecker, c_QxOxI: Array) -> Compressed:
+    energy_Q = _energy(c_QxOxI)
+    return Compressed(Dense(block.unrotate(c_QxOxI)), energy_Q, energy_Q)
+
+
 class Compress(abc.ABC):
-    """Makes the queries of one matrix, `h_QxOxI`, small.
+    """Makes the queries of one matrix small.
 
     Layers with a side no longer than the rank lose nothing.
+
+    Attributes:
+      rank: how many directions are kept.
+      alone: whether what becomes of a query depends on no other.
     """
 
     rank: int
+    alone: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def __call__(self, block: Kronecker, h_QxOxI: Array) -> Compressed:
-        """Returns the queries, compressed with the curvature in mind."""
+    def __call__(self, block: Kronecker, c_QxOxI: Array) -> Compressed:
+        """Returns queries, compressed with the curvature in mind.
+
+        Args:
+          block: the matrix's curvature.
+          c_QxOxI: the queries in its eigenbasis.
+        """
 
     @abc.abstractmethod
     def __str__(self) -> str:
@@ -128,11 +172,11 @@ class Plain(Compress):
 
     rank: int
 
-    def __call__(self, block: Kronecker, h_QxOxI: Array) -> Compressed:
+    def __call__(self, block: Kronecker, c_QxOxI: Array) -> Compressed:
         """Returns the queries, compressed."""
-        del block
-        form = _truncated(h_QxOxI, self.rank)
-        return Compressed(form, _energy(h_QxOxI), _energy(dense(form).h_QxOxI))
+        left, right = truncated(c_QxOxI, self.rank)
+        form = Factored(*block.factors(left, right))
+        return Compressed(form, _energy(c_QxOxI), _energy_of(left, right))
 
     def __str__(self) -> str:
         """Says what the compression is."""
@@ -156,16 +200,15 @@ class Whitened(Compress):
 
     rank: int
 
-    def __call__(self, block: Kronecker, h_QxOxI: Array) -> Compressed:
+    def __call__(self, block: Kronecker, c_QxOxI: Array) -> Compressed:
         """Returns the queries, compressed."""
         rows_Ox1, columns_Ix1 = _scales(block)
-        white = rows_Ox1[None] * jax.vmap(block.rotate)(h_QxOxI) * columns_Ix1.mT[None]
-        left, right = _truncated(white, self.rank)
+        white = rows_Ox1[None] * c_QxOxI * columns_Ix1.mT[None]
+        left, right = truncated(white, self.rank)
         form = Factored(
-            block.outputs.out_of((left / rows_Ox1[None]).mT).mT,
-            block.inputs.out_of((right / columns_Ix1[None]).mT).mT,
+            *block.factors(left / rows_Ox1[None], right / columns_Ix1[None])
         )
-        return Compressed(form, _energy(white), _energy(left @ right.mT))
+        return Compressed(form, _energy(white), _energy_of(left, right))
 
     def __str__(self) -> str:
         """Says what the compression is."""
@@ -191,28 +234,21 @@ class Joint(Compress):
     """
 
     rank: int
+    alone: ClassVar[bool] = False
 
-    def __call__(self, block: Kronecker, h_QxOxI: Array) -> Compressed:
+    def __call__(self, block: Kronecker, c_QxOxI: Array) -> Compressed:
         """Returns the queries, compressed."""
         rows_Ox1, columns_Ix1 = _scales(block)
-        white = rows_Ox1[None] * jax.vmap(block.rotate)(h_QxOxI) * columns_Ix1.mT[None]
+        white = rows_Ox1[None] * c_QxOxI * columns_Ix1.mT[None]
         left = leading(jnp.einsum("qoi,qpi->op", white, white), self.rank)
         right = leading(jnp.einsum("qoi,qoj->ij", white, white), self.rank)
         core = left.mT[None] @ white @ right[None]
-        form = Projected(
-            block.outputs.out_of((left / rows_Ox1).mT).mT,
-            block.inputs.out_of((right / columns_Ix1).mT).mT,
-            core,
-        )
+        form = Projected(*block.factors(left / rows_Ox1, right / columns_Ix1), core)
         return Compressed(form, _energy(white), _energy(core))
 
     def __str__(self) -> str:
         """Says what the compression is."""
         return f"joint basis of rank {self.rank}, whitened"
-
-
-def _truncated(h_QxOxI: Array, rank: int) -> Factored:
-    return Factored(*truncated(h_QxOxI, rank))
 
 
 def _scales(block: Kronecker) -> tuple[Array, Array]:
@@ -225,5 +261,11 @@ def _scales(block: Kronecker) -> tuple[Array, Array]:
     return rows_Ox1, columns_Ix1 / jnp.sqrt(lam.mean())
 
 
-def _energy(h_QxOxI: Array) -> Array:
-    return (h_QxOxI**2).sum((-2, -1))
+def _energy(c_QxOxI: Array) -> Array:
+    return (c_QxOxI**2).sum((-2, -1))
+
+
+def _energy_of(left_QxOxR: Array, right_QxIxR: Array) -> Array:
+    """Returns the square norms of `left rightᵀ`, which are not formed."""
+    left, right = (x.mT @ x for x in (left_QxOxR, right_QxIxR))
+    return (left * right).sum((-2, -1))

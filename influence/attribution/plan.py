@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import NamedTuple
 
-from influence.attribution.stages import Stage
+from influence.attribution.cost import Stage
 
 SPLIT = ("parameters", "curvature", "queries", "copies")
 """The memory that is split over `model`."""
@@ -108,7 +108,7 @@ def cost(stage: Stage, device: Device, mesh: Mesh) -> Cost:
 
     Example:
       >>> from influence.attribution.plan import Device, Mesh, cost
-      >>> from influence.attribution.stages import Stage
+      >>> from influence.attribution.cost import Stage
       >>> from influence.model.passes import Pass
       >>> stage = Stage("one", 10, {"model": Pass(flops=1e9)}, {"parameters": 8.0})
       >>> device = Device("slow", 1e9, 1e9, 1e9, 1e9, 1e9)

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from influence.attribution.forms import Compress, Compressed, Dense, Form, Reform
-from influence.attribution.gradients import coordinates, gradients, readable
+from influence.attribution.forms import Compress, Dense, Form, Reform, formed, total
+from influence.attribution.gradients import gradients
 from influence.attribution.measurements import Measurement
 from influence.attribution.scores import labelled
+from influence.attribution.streamed import readable, streamed
 from influence.curvature.operator import Curvature
 from influence.curvature.solvers import Eigenbasis, Solver, Taken
-from influence.linalg.kronecker import Kronecker
 from influence.model.check import check_params
 from influence.types import Layer, Params
 
@@ -119,14 +119,16 @@ def query(
     """
     check_params(params)
     _check_rank(curvature, compress)
-    if isinstance(solver, Eigenbasis) and readable(measurements, curvature.layers):
-        found, values = coordinates(curvature, params, measurements)
-        taken = solver.taken_in_basis(curvature, found)
-    else:
-        found, values = gradients(curvature.layers, params, measurements)
-        taken = solver.taken(curvature, params, found)
-    facts = {"value": values}
-    return posed(curvature, taken, facts, measurements, solver.about(), compress)
+    layers, about = curvature.layers, solver.about()
+    if isinstance(solver, Eigenbasis) and readable(measurements, layers, compress):
+        kept = streamed(curvature, params, measurements, solver, compress)
+        facts = {"value": _numbers(kept.value), "self": _numbers(kept.own)}
+        if compress is not None:
+            facts |= _share(kept.energy, kept.kept)
+        return _told(curvature, kept.forms, facts, measurements, about, compress)
+    found, values = gradients(layers, params, measurements)
+    taken = solver.taken(curvature, params, found)
+    return posed(curvature, taken, {"value": values}, measurements, about, compress)
 
 
 def solved(
@@ -155,8 +157,42 @@ def posed(
     compress: Compress | None,
 ) -> Query:
     """Returns gradients that are solved already as queries, compressed."""
-    solution, own = taken
-    forms, kept = _compressed(curvature, solution.solved, compress)
+    forms: dict[str, Form] = {}
+    energy: list[Array] = []
+    kept: list[Array] = []
+    solved = taken.solution.solved
+    for x in curvature.layers:
+        # Out of their dictionary: two of each would be too many.
+        own = {x.name: solved.pop(x.name)}
+        if compress is None:
+            own = curvature.unrotated(own) if taken.turned else own
+            form: Form = Dense(jnp.moveaxis(own[x.name], 0, len(x.stack)))
+        else:
+            own = own if taken.turned else curvature.rotated(own)
+            block = curvature.blocks[x.name]
+            form, *norms = _formed(compress, len(x.stack), block, own[x.name])
+            energy.append(norms[0])
+            kept.append(norms[1])
+        # Work that is only under way would hold on to what it is made of.
+        forms[x.name] = jax.block_until_ready(form)
+    facts = {**facts, "self": _numbers(taken.own_Q), **taken.solution.facts}
+    if compress is not None:
+        facts |= _share(total(energy), total(kept))
+    return _told(curvature, forms, facts, names, about, compress)
+
+
+_formed = jax.jit(formed, static_argnums=(0, 1))
+
+
+def _told(
+    curvature: Curvature,
+    forms: dict[str, Form],
+    facts: Mapping[str, tuple[float, ...]],
+    names: Iterable[str],
+    about: Mapping[str, str],
+    compress: Compress | None,
+) -> Query:
+    """Returns queries with all there is to say of them."""
     said = {
         "layers": " ".join(x.name for x in curvature.layers),
         **about,
@@ -164,7 +200,6 @@ def posed(
         "curvature_sequences": curvature.sequences,
         "query_rank": "full" if compress is None else str(compress),
     }
-    facts = {**facts, "self": tuple(own.tolist()), **solution.facts, **kept}
     return Query(
         curvature.layers,
         tuple(names),
@@ -174,6 +209,15 @@ def posed(
     )
 
 
+def _share(energy_Q: Array, kept_Q: Array) -> dict[str, tuple[float, ...]]:
+    """Returns how much of its energy a compression kept of each query."""
+    return {"energy_kept": _numbers(kept_Q / energy_Q)}
+
+
+def _numbers(x_Q: Array) -> tuple[float, ...]:
+    return tuple(x_Q.tolist())
+
+
 def _check_rank(curvature: Curvature, compress: Compress | None) -> None:
     sides = [min(x.outputs, x.columns) for x in curvature.layers]
     if compress is not None and compress.rank > max(sides):
@@ -181,40 +225,3 @@ def _check_rank(curvature: Curvature, compress: Compress | None) -> None:
             f"The rank {compress.rank} is above that of every layer: the largest has "
             f"{max(sides)}, and nothing would be compressed. Give a lower one, or none."
         )
-
-
-def _compressed(
-    curvature: Curvature, solved: dict[str, Array], compress: Compress | None
-) -> tuple[dict[str, Form], dict[str, tuple[float, ...]]]:
-    """Returns queries by layer, axis `Q` behind the stack, and the share kept.
-
-    Each layer's are taken out of their dictionary: two of each would be too many.
-    """
-    forms, energy, kept = {}, [], []
-    for x in curvature.layers:
-        h_QxOxI = jnp.moveaxis(solved.pop(x.name), 0, len(x.stack))
-        if compress is None:
-            forms[x.name] = Dense(h_QxOxI)
-            continue
-        block = curvature.blocks[x.name]
-        found = _compress(compress, len(x.stack), block, h_QxOxI)
-        # Work that is only under way would hold on to what it compresses.
-        forms[x.name] = jax.block_until_ready(found.form)
-        stack = tuple(range(len(x.stack)))
-        energy.append(found.energy_Q.sum(stack))
-        kept.append(found.kept_Q.sum(stack))
-    if compress is None:
-        return forms, {}
-    share = np.asarray(sum(kept) / sum(energy), float)
-    return forms, {"energy_kept": tuple(share.tolist())}
-
-
-@jax.jit(static_argnums=(0, 1))
-def _compress(
-    compress: Compress, stack: int, block: Kronecker, h_QxOxI: Array
-) -> Compressed:
-    """Returns a layer's queries, compressed; the first axes are a stack."""
-    act = compress
-    for _ in range(stack):
-        act = jax.vmap(act)
-    return act(block, h_QxOxI)

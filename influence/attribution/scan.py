@@ -34,7 +34,7 @@ from influence.attribution.query import Query
 from influence.attribution.scores import Scores
 from influence.fold import Fold, Run, collected, run
 from influence.linalg import count
-from influence.linalg.contract import contract
+from influence.linalg.contract import contract, inner
 from influence.model.check import check_batches, check_params
 from influence.model.reading import Reading, by_matrix
 from influence.model.task import Empirical, Task, read_loss
@@ -163,7 +163,7 @@ def _scores(a_BxTxI: Array, g_BxTxO: Array, form: Form) -> Array:
     if isinstance(form, Dense):
         d_BxN = _flat(a_BxTxI, g_BxTxO)
         h_QxN = form.h_QxOxI.reshape(len(form.h_QxOxI), -1)
-        return contract("bn,qn->bq", d_BxN, h_QxN)
+        return inner(d_BxN, h_QxN)
     if isinstance(form, Projected):
         left = contract("bto,or->btr", g_BxTxO, form.left_OxR)
         right = contract("bti,is->bts", a_BxTxI, form.right_IxR)

@@ -5,26 +5,26 @@ Formulas follow what the passes allocate: statistics beside the state they are a
 gradients of a batch for one layer, queries multiplied out, scores on their way out.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from influence.attribution.cost import (
     KEPT,
     Passes,
     Shape,
     Side,
+    Stage,
     Subject,
     Work,
     groups,
     layer_shapes,
     parameter_bytes,
+    query_bytes,
+    rotated,
     sides,
 )
-from influence.attribution.gradients import BESIDE
+from influence.attribution.query_cost import query
 from influence.attribution.scan import EXPANDED
-from influence.curvature.operator import TOGETHER
 from influence.linalg import count
-from influence.linalg.low_rank import MORE, iterated
 from influence.model.passes import Pass
 
 WIDE = 8
@@ -33,38 +33,6 @@ WIDE = 8
 COPIES = 5
 """Of a matrix in float64 as it is decomposed: cast, made symmetric, the eigenvectors,
 and LAPACK's workspace of two."""
-
-
-class Stage(NamedTuple):
-    """One stage.
-
-    Attributes:
-      name: what it is.
-      batches: how many it takes, all devices together; 0 if it walks over no data.
-      parts: what one batch takes, by what is done; or all of it without batches.
-      memory: bytes by what they hold. `parameters`, `curvature`, `queries` and
-        `copies` of these can be split over devices, `activations` and `working` are
-        those of one device.
-      eigen: operations of eigendecompositions.
-      largest: of these, those of the largest side, which one device does.
-      summed: bytes of statistics that the devices add up once at the end.
-      exchanged: bytes that devices which share a matrix hand each other for a batch.
-    """
-
-    name: str
-    batches: float
-    parts: Mapping[str, Pass]
-    memory: Mapping[str, float]
-    eigen: float = 0.0
-    largest: float = 0.0
-    summed: float = 0.0
-    exchanged: float = 0.0
-
-    @property
-    def flops(self) -> float:
-        """Returns all operations, on all devices."""
-        each = sum(x.flops for x in self.parts.values())
-        return self.eigen + each * (self.batches or 1)
 
 
 def stages(of: Subject, work: Work, at: Passes) -> list[Stage]:
@@ -183,34 +151,13 @@ def _decomposing(side: Side) -> float:
     )
 
 
-def _rotated(group: Sequence[Shape], work: Work) -> Pass:
-    """Returns a batch's gradients in the eigenbasis, of layers with one input."""
-    samples, total = work.batch * work.context, Pass()
-    for i, x in enumerate(group):
-        size = (x.outputs, x.inputs)
-        blocks = (x.out_blocks, x.in_blocks)
-        # The input is turned once for all layers that read it.
-        own = (x.out_blocks, () if i else x.in_blocks)
-        first = count.turned_positions(work.context, *blocks)
-        whole = count.turned_matrix(*size, *blocks)
-        turning = count.turned_positions(work.context, *own)
-        products = min(turning, whole) if first <= whole else whole
-        products += count.gradient(work.context, *size)
-        d = work.batch * x.matrix
-        rows = samples * (x.outputs + x.inputs) * x.bytes
-        made = d + (rows if first <= whole else 4 * d)
-        one = Pass(flops=2.0 * products * work.batch, moved=rows + d, made=made)
-        total = total.then(one.times(x.copies))
-    return total
-
-
 def eigenvalues(
     layers: Sequence[Shape], work: Work, at: Pass, parameters: float
 ) -> Stage:
     """Returns the pass that refits eigenvalues."""
     reading = Pass()
     for group in groups(layers):
-        reading = reading.then(_rotated(group, work))
+        reading = reading.then(rotated(group, work))
     lam = sum(x.weights for x in layers)
     bases = sum(x.basis for x in sides(layers))
     gradients = max(sum(x.matrix for x in g) for g in groups(layers)) * work.batch
@@ -225,91 +172,6 @@ def eigenvalues(
     batches = work.samples / work.batch
     parts = {"model": at, "eigenvalues": reading}
     return Stage("eigenvalues", batches, parts, memory, summed=lam)
-
-
-def query(layers: Sequence[Shape], work: Work, at: Passes, parameters: float) -> Stage:
-    """Returns the queries' gradients, solved and, if a rank is given, compressed."""
-    asked, one, rank = work.queries, at.gradient, work.rank
-    # What one sequence's pass holds beyond its activations are gradients of weights.
-    activations = min(one.held, at.given.held / work.batch)
-    weights = sum(x.weights for x in layers)
-    largest = max(layers, key=lambda x: x.weights)
-    parts = dict(_solved(layers, work, at))
-    # While one layer is solved it is copied in and out, and so while it is compressed;
-    # its gradients go when it is.
-    copies = 2 * asked * largest.weights
-    working = 4 * min(asked, TOGETHER) * largest.matrix
-    kept, eigen = asked * weights, 0.0
-    if rank is not None:
-        kept += asked * query_bytes(layers, rank)
-        working = max(working, asked * max(_truncating(x, rank) for x in layers))
-        long = [x for x in layers if iterated(*_size(x), rank)]
-        eigen = asked * _truncated([x for x in layers if x not in long], rank)
-        parts["compressing"] = Pass(flops=asked * _truncated(long, rank))
-    memory = {
-        "parameters": parameters,
-        "curvature": sum(x.basis for x in sides(layers)) + weights,
-        "queries": kept,
-        "copies": copies + KEPT * (one.held - activations),
-        "activations": KEPT * activations,
-        "working": working,
-    }
-    return Stage("query", 0, parts, memory, eigen=eigen, largest=eigen)
-
-
-def _solved(layers: Sequence[Shape], work: Work, at: Passes) -> Mapping[str, Pass]:
-    """Returns gradients of log-probabilities, and what the inverse makes of them.
-
-    With many of them they are read in the eigenbasis.
-    """
-    asked, weights = work.queries, sum(x.weights for x in layers)
-    bases = sum(x.basis for x in sides(layers))
-    products = sum(
-        x.copies * count.turned_matrix(*_size(x), *_blocks(x)) for x in layers
-    )
-    back = Pass(
-        flops=2.0 * asked * products,
-        moved=2 * asked * weights + bases * asked / TOGETHER,
-        made=3 * asked * weights,
-    )
-    # As the engine decides, which does not look at how factors are cut.
-    whole = sum(x.copies * x.length**2 * x.bytes for x in sides(layers) if x.blocks)
-    if whole > BESIDE * asked * weights:
-        return {"model": at.gradient.times(asked), "solving": back.times(2)}
-    reading, single = Pass(), work._replace(batch=1)
-    for group in groups(layers):
-        reading = reading.then(_rotated(group, single))
-    model = at.given.times(asked / work.batch)
-    return {"model": model, "reading": reading.times(asked), "solving": back}
-
-
-def _truncated(layers: Sequence[Shape], rank: int) -> float:
-    """Returns the operations of finding the leading directions of one query."""
-    return float(sum(x.copies * count.truncated(*_size(x), rank) for x in layers))
-
-
-def _truncating(x: Shape, rank: int) -> float:
-    """Returns what finding the leading directions of one layer of a query holds."""
-    if iterated(*_size(x), rank):
-        return float(x.copies * 2 * (rank + MORE) * sum(_size(x)) * x.bytes)
-    return float(x.copies * min(_size(x)) ** 2 * (3 * WIDE + 4))
-
-
-def query_bytes(layers: Sequence[Shape], rank: int | None) -> float:
-    """Returns the bytes of one query, as matrices or as factors."""
-    if rank is None:
-        return sum(x.weights for x in layers)
-    return float(
-        sum(x.copies * min(rank, *_size(x)) * sum(_size(x)) * x.bytes for x in layers)
-    )
-
-
-def _size(x: Shape) -> tuple[int, int]:
-    return x.outputs, x.inputs
-
-
-def _blocks(x: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return x.out_blocks, x.in_blocks
 
 
 def scan(layers: Sequence[Shape], work: Work, at: Pass, parameters: float) -> Stage:
@@ -336,14 +198,13 @@ def scan(layers: Sequence[Shape], work: Work, at: Pass, parameters: float) -> St
 
 def _scanned(x: Shape, work: Work) -> tuple[float, bool]:
     """Returns the multiplications for one copy of a layer, and whether it is dense."""
-    size = _size(x)
-    dense = count.dense_scan(work.batch, work.context, work.queries, *size)
+    dense = count.dense_scan(work.batch, work.context, work.queries, *x.size)
     if work.rank is None:
         return dense, True
-    rank = min(work.rank, *size)
-    dense += count.expanded(work.queries, rank, *size)
+    rank = min(work.rank, *x.size)
+    dense += count.expanded(work.queries, rank, *x.size)
     samples = work.batch * work.context
-    parts = count.factored_scan(samples, work.queries, rank, *size)
+    parts = count.factored_scan(samples, work.queries, rank, *x.size)
     return min(dense, parts), dense < parts
 
 
@@ -353,13 +214,12 @@ def scan_per_token(
     """Returns the pass that scores every position of some sequences."""
     samples, reading = work.batch * work.context, Pass()
     for x in layers:
-        size = _size(x)
         if work.rank is None:
-            products = count.dense_tokens(samples, work.queries, *size)
-            made = 2.0 * samples * work.queries * min(size) * x.bytes
+            products = count.dense_tokens(samples, work.queries, *x.size)
+            made = 2.0 * samples * work.queries * min(x.size) * x.bytes
         else:
-            rank = min(work.rank, *size)
-            products = count.factored_scan(samples, work.queries, rank, *size)
+            rank = min(work.rank, *x.size)
+            products = count.factored_scan(samples, work.queries, rank, *x.size)
             made = 3.0 * samples * work.queries * rank * x.bytes
         read = work.queries * query_bytes([x], work.rank) / x.copies
         one = Pass(flops=2.0 * products, moved=read + made, made=made)

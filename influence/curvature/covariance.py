@@ -22,7 +22,7 @@ from jax import Array
 
 from influence.fold import Fold, Sums
 from influence.linalg.basis import split
-from influence.linalg.contract import contract, gram, wide
+from influence.linalg.contract import contract, half, mirrored, wide
 from influence.model.reading import Reading
 from influence.model.task import Labels, Task, read_loss
 from influence.types import Batch, Layer, Params, named_leaves
@@ -125,9 +125,9 @@ class PerToken(Factors):
             mask_BxTx1 = weight_BxT[..., None]
             first = own[next(iter(gs))]
             return {
-                "inputs": moments(a_BxTxI * mask_BxTx1, self.inputs(first)),
+                "inputs": moments(a_BxTxI, mask_BxTx1, self.inputs(first)),
                 "gradients": {
-                    k: moments(g * mask_BxTx1.astype(g.dtype), self.outputs(own[k]))
+                    k: moments(g, mask_BxTx1, self.outputs(own[k]))
                     for k, g in gs.items()
                 },
                 "positions": weight_BxT.sum(dtype=wide(a_BxTxI.dtype)),
@@ -164,22 +164,29 @@ class PerSequence(Factors):
         def of(ds, given, counted):
             del given
             ((name, d),) = ds.items()
+            one = jnp.ones((1, 1, 1), d.dtype)
             return {
-                "inputs": moments(d, self.inputs(own[name])),
-                "gradients": {name: moments(d.mT, self.outputs(own[name]))},
+                "inputs": moments(d, one, self.inputs(own[name])),
+                "gradients": {name: moments(d.mT, one, self.outputs(own[name]))},
                 "positions": counted.any(1).sum(dtype=wide(d.dtype)),
             }
 
         return Reading(at, of)
 
 
-def moments(x_BxTxN: Array, blocks: tuple[int, ...]) -> Moments:
-    """Returns `Σ x xᵀ` block by block along the diagonal, or `Σ x²` without blocks."""
+def moments(x_BxTxN: Array, weight_BxTx1: Array, blocks: tuple[int, ...]) -> Moments:
+    """Returns `Σ w x xᵀ` block by block along the diagonal, or `Σ w x²` without blocks.
+
+    Blocks are meant on and above their diagonals (`half`).
+    """
+    weighed_BxTxN = x_BxTxN * weight_BxTx1.astype(x_BxTxN.dtype)
     if not blocks:
-        return (contract("bti,bti->i", x_BxTxN, x_BxTxN),)
+        return (contract("bti,bti->i", x_BxTxN, weighed_BxTxN),)
     ends = [sum(blocks[: i + 1]) for i in range(len(blocks) - 1)]
-    parts = jnp.split(x_BxTxN, ends, axis=-1)
-    return tuple(gram(x.reshape(-1, x.shape[-1])) for x in parts)
+    pairs = zip(
+        *(jnp.split(x, ends, axis=-1) for x in (x_BxTxN, weighed_BxTxN)), strict=True
+    )
+    return tuple(half(*(x.reshape(-1, x.shape[-1]) for x in pair)) for pair in pairs)
 
 
 def _weights(a_BxTxI: Array, counted: Array, gs: Mapping[str, Array]) -> Array:
@@ -266,8 +273,11 @@ def _finish(layers: Sequence[Layer], state: Any) -> Covariances:
     return Covariances(inputs, gradients, positions, int(sequences))
 
 
+@jax.jit
 def _mean(sums: Moments, count: Array) -> Moments:
+    """Returns means of all samples, whole matrices."""
     return tuple(
-        x / count.reshape(*count.shape, *[1] * (x.ndim - count.ndim)).astype(x.dtype)
+        (mirrored(x) if x.ndim > count.ndim + 1 else x)
+        / count.reshape(*count.shape, *[1] * (x.ndim - count.ndim)).astype(x.dtype)
         for x in sums
     )

@@ -7,7 +7,7 @@ prints and is saved in the same way.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from influence.linalg.basis import Basis
 from influence.linalg.damping import Inverse, Relative
 from influence.linalg.kronecker import Kronecker
 from influence.types import Layer, rows
@@ -107,6 +108,16 @@ class Curvature:
             k: self._on(k, Kronecker.solve, v, function) for k, v in gradients.items()
         }
 
+    def rotated(self, gradients: Gradients) -> dict[str, Array]:
+        """Returns `Qᵀ v`, in the eigenbasis; `unrotated` turns it back.
+
+        Example:
+          >>> v = {"block.mix": jnp.ones((8, 8), jnp.float32)}
+          >>> back = curvature.unrotated(curvature.rotated(v))["block.mix"]
+          >>> np.testing.assert_allclose(back, 1, rtol=1e-5)
+        """
+        return {k: self._on(k, Kronecker.rotate, v) for k, v in gradients.items()}
+
     def unrotated(self, gradients: Gradients) -> dict[str, Array]:
         """Returns `Q v`, of `v` in the eigenbasis.
 
@@ -116,6 +127,24 @@ class Curvature:
           >>> np.testing.assert_allclose((turned**2).sum(), 64, rtol=1e-4)
         """
         return {k: self._on(k, Kronecker.unrotate, v) for k, v in gradients.items()}
+
+    def loaded(self) -> "Curvature":
+        """Returns the same with all blocks in memory at once.
+
+        What layers that read one activation share is there once. A curvature opened
+        from files otherwise reads a block whenever it is asked for.
+
+        Example:
+          >>> list(curvature.loaded().blocks) == list(curvature.blocks)
+          True
+        """
+        inputs: dict[str, Basis] = {}
+        blocks = {}
+        for x in self.layers:
+            block = self.blocks[x.name]
+            shared = inputs.setdefault(x.reads, block.inputs)
+            blocks[x.name] = block._replace(inputs=shared)
+        return replace(self, blocks=blocks)
 
     def dense(self) -> dict[str, Array]:
         """Returns each layer's block, `[*stack, O·I, O·I]`: for tiny models.

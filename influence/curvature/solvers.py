@@ -7,7 +7,7 @@ to what retraining does where blocks are not independent.
 """
 
 import abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, cycle
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from influence.curvature import gauss_newton
 from influence.curvature.operator import Curvature, Gradients
 from influence.linalg import solvers
 from influence.linalg.damping import Damping, Inverse, Relative
+from influence.linalg.kronecker import Kronecker
 from influence.linalg.solvers import dot
 from influence.model.task import Task
 from influence.types import Batch, Params
@@ -51,10 +52,12 @@ class Taken(NamedTuple):
     Attributes:
       solution: of them.
       own_Q: each one's product with its solution, over all layers.
+      turned: whether the solution is left in the eigenbasis, `Qᵀ h`.
     """
 
     solution: Solution
     own_Q: Array
+    turned: bool = False
 
 
 class Solver(abc.ABC):
@@ -110,33 +113,27 @@ class Eigenbasis(Solver):
     def taken(
         self, curvature: Curvature, params: Params, gradients: dict[str, Array]
     ) -> Taken:
-        """Returns the solution; each layer's gradients are gone once it is solved."""
+        """Returns the solution, in the eigenbasis.
+
+        Each layer's gradients are gone once it is solved.
+        """
         del params
         curvature.check_inverse(self.inverse, gradients)
         solved, owns = {}, []
         for name in list(gradients):
-            one = {name: gradients.pop(name)}
-            solved |= curvature.filtered(one, self.inverse)
-            owns.append(dot(one[name], solved[name]))
-            # Work that is only under way would hold on to the gradients.
-            jax.block_until_ready(owns[-1])
-        return Taken(Solution(solved, {}), sum(owns[1:], owns[0]))
-
-    def taken_in_basis(
-        self, curvature: Curvature, gradients: dict[str, Array]
-    ) -> Taken:
-        """Returns what `taken` does, of gradients in the eigenbasis (`coordinates`)."""
-        curvature.check_inverse(self.inverse, gradients)
-        solved, owns = {}, []
-        for name in list(gradients):
-            v = gradients.pop(name)
-            weighed = {name: self.inverse(curvature.blocks[name].lam_OxI)[None] * v}
-            owns.append(dot({name: v}, weighed))
-            del v
-            solved |= curvature.unrotated(weighed)
+            turned = curvature.rotated({name: gradients.pop(name)})
+            own = self.scaled(curvature.blocks, turned)
             # Work that is only under way would hold on to what it is made of.
-            jax.block_until_ready(solved[name])
-        return Taken(Solution(solved, {}), sum(owns[1:], owns[0]))
+            owns.append(jax.block_until_ready(dot(turned, own)))
+            solved |= own
+            del turned  # or it would be there beside the next layer's
+        return Taken(Solution(solved, {}), sum(owns[1:], owns[0]), turned=True)
+
+    def scaled(
+        self, blocks: Mapping[str, Kronecker], turned: Gradients
+    ) -> dict[str, Array]:
+        """Returns the solutions of gradients `[Q, *stack, O, I]`, both in the basis."""
+        return {k: self.inverse(blocks[k].lam_OxI)[None] * v for k, v in turned.items()}
 
     def about(self) -> dict[str, str]:
         """Returns the damping."""

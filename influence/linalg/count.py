@@ -8,7 +8,6 @@ blocks of its basis, none for the standard basis, which costs nothing.
 from collections.abc import Iterable
 
 from influence.linalg.contract import STRIPS, WIDE
-from influence.linalg.low_rank import MORE, TURNS, iterated
 
 SYMMETRIC = 9
 """Operations of an eigendecomposition for every `n³`: 4/3 to reduce the matrix to a
@@ -58,19 +57,6 @@ def turned_matrix(
 def eigen(size: int) -> int:
     """Returns the operations of one symmetric matrix's eigenvectors."""
     return SYMMETRIC * size**3
-
-
-def truncated(outputs: int, inputs: int, rank: int) -> int:
-    """Returns the operations of finding one matrix's leading directions.
-
-    All eigenvectors of the shorter side, or some turns of an iteration.
-    """
-    if not iterated(outputs, inputs, rank):
-        side = min(outputs, inputs)
-        return 2 * outputs * inputs * side + eigen(side)
-    found = rank + MORE
-    turn = 4 * outputs * inputs * found + 4 * min(outputs, inputs) * found**2
-    return TURNS * turn + 2 * outputs * inputs * found + eigen(found)
 
 
 def dense_scan(

@@ -40,6 +40,11 @@ class Kronecker(NamedTuple):
         turned = jnp.matrix_transpose(self.inputs.out_of(v_OxI))
         return jnp.matrix_transpose(self.outputs.out_of(turned))
 
+    def factors(self, left_OxR: Array, right_IxR: Array) -> tuple[Array, Array]:
+        """Returns `Q_S left` and `Q_A right`: of `left rightᵀ` turned back, factors."""
+        left, right = self.outputs.out_of(left_OxR.mT), self.inputs.out_of(right_IxR.mT)
+        return left.mT, right.mT
+
     def multiply(self, v_OxI: Array) -> Array:
         """Returns `Q diag(λ) Qᵀ v`."""
         return self.unrotate(self.lam_OxI * self.rotate(v_OxI))

@@ -5,16 +5,21 @@ eigenvectors `v` of the product with the transpose, and `h v vᵀ` is the trunca
 to three times faster than the whole SVD. The time of eigenvectors grows with the cube
 of the side, so for longer ones the space of the leading ones is found by iteration from
 a random one (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, algorithm 4.4), which
-is matrix products. Either way `h` itself is projected: what is kept is exact, and only
-the choice of what is kept can fall short.
+is matrix products: by `h` and back, or, if that is less work, by their product, formed
+once. Either way `h` itself is projected: what is kept is exact, and only the choice of
+what is kept can fall short.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from influence.linalg import count
 from influence.linalg.basis import eigen
-from influence.linalg.contract import contract
+from influence.linalg.contract import contract, gram
 
 SHORT = 256
 """The longest side whose eigenvectors are all computed."""
@@ -44,7 +49,7 @@ def truncated(h_OxI: Array, rank: int) -> tuple[Array, Array]:
     if iterated(outputs, inputs, rank):
         v = _found(h_OxI, rank)
     else:
-        v = leading(contract("...oi,...oj->...ij", h_OxI, h_OxI), rank)
+        v = leading(_gram(h_OxI), rank)
     return contract("...oi,...ir->...or", h_OxI, v), v
 
 
@@ -68,14 +73,68 @@ def leading(square_NxN: Array, rank: int) -> Array:
 
 def _found(h_OxI: Array, rank: int) -> Array:
     """Returns the leading right singular vectors, in columns."""
-    *many, _, side = h_OxI.shape
+    *many, long, side = h_OxI.shape
+    act = _squared(h_OxI) if squared(long, side, rank) else _there_and_back(h_OxI)
     random = jax.random.normal(jax.random.key(0), (side, rank + MORE), h_OxI.dtype)
     v = jnp.broadcast_to(jnp.linalg.qr(random)[0], (*many, side, rank + MORE))
 
     def turn(_: int, v: Array) -> Array:
-        y = contract("...oi,...ir->...or", h_OxI, v)
-        return jnp.linalg.qr(contract("...oi,...or->...ir", h_OxI, y))[0]
+        return jnp.linalg.qr(act(v))[0]
 
     v = jax.lax.fori_loop(0, TURNS, turn, v)
     y = contract("...oi,...ir->...or", h_OxI, v)
     return v @ leading(contract("...or,...os->...rs", y, y), rank)
+
+
+def squared(long: int, side: int, rank: int) -> bool:
+    """Returns whether `hᵀ h` is formed for the iteration, as less work.
+
+    What float32 then loses are directions of less than a ten-millionth of the energy.
+
+    Example:
+      >>> from influence.linalg.low_rank import squared
+      >>> squared(1536, 384, 32), squared(4096, 4096, 32)
+      (True, False)
+    """
+    formed, by_products = _turns(long, side, rank)
+    return formed <= by_products
+
+
+def operations(outputs: int, inputs: int, rank: int) -> int:
+    """Returns the operations of finding one matrix's leading directions."""
+    long, side = max(outputs, inputs), min(outputs, inputs)
+    if not iterated(outputs, inputs, rank):
+        return 2 * count.gram(long, side) + count.eigen(side)
+    found = rank + MORE
+    turns = 2 * min(_turns(long, side, rank)) + 4 * TURNS * side * found**2
+    return turns + 2 * long * side * found + count.eigen(found)
+
+
+def _turns(long: int, side: int, rank: int) -> tuple[int, int]:
+    """Returns the multiplications of all turns with `hᵀ h` formed, and without."""
+    found = rank + MORE
+    formed = count.gram(long, side) + TURNS * side**2 * found
+    return formed, TURNS * 2 * long * side * found
+
+
+def _squared(h_OxI: Array) -> Callable[[Array], Array]:
+    """Returns `v -> hᵀ h v`, by the matrix `hᵀ h`."""
+    return partial(contract, "...ij,...jr->...ir", _gram(h_OxI))
+
+
+def _there_and_back(h_OxI: Array) -> Callable[[Array], Array]:
+    """Returns `v -> hᵀ h v`, by two products."""
+
+    def act(v: Array) -> Array:
+        y = contract("...oi,...ir->...or", h_OxI, v)
+        return contract("...oi,...or->...ir", h_OxI, y)
+
+    return act
+
+
+def _gram(h_OxI: Array) -> Array:
+    """Returns `hᵀ h` of each matrix."""
+    form = gram
+    for _ in h_OxI.shape[:-2]:
+        form = jax.vmap(form)
+    return form(h_OxI)

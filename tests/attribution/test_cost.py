@@ -9,21 +9,23 @@ import pytest
 
 from experiments.contender import Job, data
 from experiments.contender_influence import Engine
-from influence.attribution import gradients, scan, tokens
+from influence.attribution import scan, streamed, tokens
 from influence.attribution.cost import (
+    Stage,
     Work,
     layer_shapes,
     parameter_bytes,
     passes,
+    query_bytes,
     sides,
     subject,
 )
 from influence.attribution.forms import Plain
 from influence.attribution.plan import Device, Mesh, arranged, cost
-from influence.attribution.stages import Stage, query_bytes, stages
+from influence.attribution.stages import stages
 from influence.curvature import covariance, eigenvalues
-from influence.curvature.coordinates import grouped
 from influence.curvature.covariance import PerToken
+from influence.curvature.solvers import Eigenbasis
 from influence.model.examples import Examples
 from influence.model.passes import Pass, count
 from influence.model.task import losses
@@ -120,18 +122,15 @@ def test_the_scan_per_token_multiplies_as_planned():
 
 def test_queries_are_read_in_the_eigenbasis_as_planned():
     of = engine()
-    blocks = dict(of.curvature.blocks)
-    inputs = {x.reads: blocks[x.name].inputs for x in of.layers}
-    outputs = {name: x.outputs for name, x in blocks.items()}
-    given = grouped(of.layers, inputs, outputs)
-    one = next(iter(of.asked.values()))
-    found = flops(gradients._read.lower(of.layers, one, of.params, given))
+    one, blocks = next(iter(of.asked.values())), dict(of.curvature.blocks)
+    asked = of.layers, Eigenbasis(), None, one, of.params, blocks
+    found = flops(streamed._kept.lower(*asked))
     model = subject(of.task, of.params, [f"{x}.weight" for x in JOB.names()])
     queries = 40  # so many that they are read so
     work = Work(JOB.context, B, B, B, queries, None, B)
     found_for = stages(model, work, passes(model, JOB.context)(B))
     parts = {x.name: x for x in found_for}["query"].parts
-    each = sum(x.flops + x.made / 4 for x in (parts["model"], parts["reading"]))
+    each = sum(x.flops + x.made / 4 for x in parts.values())
     assert each / queries == pytest.approx(found, rel=BESIDE)
 
 

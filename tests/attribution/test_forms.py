@@ -33,12 +33,12 @@ def block(seed=0):
     return Kronecker(q_in, q_out, noise * jnp.outer(fall[0], fall[1]))
 
 
-def score_error(curvature, h, form):
+def score_error(curvature, c, form):
     """Returns the expected squared error of scores, for gradients as the curvature has.
 
     `E⟨h - h', DW⟩² = Σ λ (Qᵀ (h - h') Q)²` for gradients of covariance `Q diag(λ) Qᵀ`.
     """
-    error = jax.vmap(curvature.rotate)(h - dense(form).h_QxOxI)
+    error = c - jax.vmap(curvature.rotate)(dense(form).h_QxOxI)
     return np.asarray((curvature.lam_OxI[None] * error**2).sum((1, 2)))
 
 
@@ -52,9 +52,8 @@ def test_whitened_truncation_has_the_smaller_error_of_scores(rank, seed):
     solved = (roots / (curvature.lam_OxI + 0.1 * mean))[None] * normal(
         seed + 9, Q, O, I
     )
-    h = jax.vmap(curvature.unrotate)(solved)
     plain, whitened = (
-        score_error(curvature, h, make(rank)(curvature, h).form).sum()
+        score_error(curvature, solved, make(rank)(curvature, solved).form).sum()
         for make in (Plain, Whitened)
     )
     assert whitened < plain
@@ -62,8 +61,8 @@ def test_whitened_truncation_has_the_smaller_error_of_scores(rank, seed):
 
 @pytest.mark.parametrize("make", [Plain, Whitened, Joint])
 def test_at_full_rank_nothing_is_lost(make):
-    curvature, h = block(), normal(2, Q, O, I)
-    found = make(O)(curvature, h)
+    curvature, c = block(), normal(2, Q, O, I)
+    found, h = make(O)(curvature, c), jax.vmap(curvature.unrotate)(c)
     np.testing.assert_allclose(dense(found.form).h_QxOxI, h, atol=1e-11)
     np.testing.assert_allclose(found.kept_Q, found.energy_Q, rtol=1e-12)
     np.testing.assert_allclose(dense(factored(found.form)).h_QxOxI, h, atol=1e-11)
@@ -71,8 +70,8 @@ def test_at_full_rank_nothing_is_lost(make):
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_a_plainly_truncated_query_is_the_nearest_of_its_rank(rank):
-    h = normal(0, Q, O, I)
-    found = Plain(rank)(block(), h)
+    curvature, c = block(), normal(0, Q, O, I)
+    found, h = Plain(rank)(curvature, c), jax.vmap(curvature.unrotate)(c)
     singular = np.linalg.svd(np.asarray(h), compute_uv=False)
     # Eckart and Young: what is left is what the other singular values weigh.
     expected = (singular[:, rank:] ** 2).sum(1)
@@ -86,9 +85,9 @@ def test_a_whitened_truncation_is_the_best_where_eigenvalues_are_a_product():
     curvature = block()
     lam = curvature.lam_OxI
     product = lam.mean(1, keepdims=True) * lam.mean(0)[None] / lam.mean()
-    curvature, h = curvature._replace(lam_OxI=product), normal(3, Q, O, I)
-    found = Whitened(2)(curvature, h)
-    error = score_error(curvature, h, found.form)
+    curvature, c = curvature._replace(lam_OxI=product), normal(3, Q, O, I)
+    found = Whitened(2)(curvature, c)
+    error = score_error(curvature, c, found.form)
     np.testing.assert_allclose(error, found.energy_Q - found.kept_Q, rtol=1e-9)
 
 
@@ -96,7 +95,7 @@ def test_one_basis_serves_queries_that_are_alike():
     curvature = block()
     left, right = normal(4, O, 2), normal(5, I, 2)
     h = left[None] @ normal(6, Q, 2, 2) @ right.mT[None]
-    found = Joint(2)(curvature, h)
+    found = Joint(2)(curvature, jax.vmap(curvature.rotate)(h))
     assert isinstance(found.form, Projected)
     assert found.form.left_OxR.shape == (O, 2)
     assert found.form.core_QxRxR.shape == (Q, 2, 2)

@@ -10,10 +10,12 @@ import pytest
 
 import influence
 from influence.attribution import scan
-from influence.attribution.forms import Factored, Plain, dense
-from influence.attribution.gradients import coordinates, gradients, readable
+from influence.attribution.forms import Factored, Joint, Plain, Whitened, dense
+from influence.attribution.gradients import gradients
 from influence.attribution.measurements import Likelihood
-from influence.curvature.solvers import Eigenbasis
+from influence.attribution.query import solved
+from influence.attribution.streamed import readable, streamed
+from influence.curvature.solvers import Eigenbasis, Solver
 from influence.model.task import Empirical
 from influence.types import rows
 
@@ -55,8 +57,8 @@ class Weighing(influence.Curvature):
 
     seen: list = field(default_factory=list)
 
-    def filtered(self, gradients, function):
-        return self.noted(super().filtered(gradients, function))
+    def rotated(self, gradients):
+        return self.noted(super().rotated(gradients))
 
     def unrotated(self, gradients):
         return self.noted(super().unrotated(gradients))
@@ -66,25 +68,50 @@ class Weighing(influence.Curvature):
         return found
 
 
+class Noting(Likelihood):
+    """A log-probability that does the same when its turn comes."""
+
+    seen = []
+
+    def check(self, name, params):
+        self.seen.append(held())
+
+
+jax.tree_util.register_dataclass(Noting, ["inputs"], ["task"])
+
+
 def held():
     return sum(x.nbytes for x in jax.live_arrays())
 
 
-@pytest.mark.parametrize("read", [False, True])
-@pytest.mark.parametrize("compress", [None, Plain(2)])
-def test_queries_are_never_held_twice(compress, read):
+@pytest.mark.parametrize("compress", [None, Plain(2), Joint(2)])
+def test_queries_are_never_held_twice(compress):
     task, params, batches, curvature, asked = fitted()
-    if not read:  # as any function of parameters is asked
-        asked = {k: partial(Likelihood.__call__, f) for k, f in asked.items()}
-    assert readable(asked, curvature.layers) == read
+    # As any function of parameters is asked.
+    asked = {k: partial(Likelihood.__call__, f) for k, f in asked.items()}
+    assert not readable(asked, curvature.layers, compress)
     layer = QUERIES * WIDTH**2 * 8
     weighing = Weighing(**vars(curvature))
     before = held()
     influence.query(weighing, params, asked, compress=compress)
     seen = [x - before for x in weighing.seen]
-    assert len(seen) == DEPTH
+    assert len(seen) == DEPTH * (1 if compress else 2)
     # One layer is there twice, and what it is solved from is there still.
     assert max(seen) < (DEPTH + 1.5) * layer
+
+
+@pytest.mark.parametrize("compress", [None, Plain(2), Whitened(2)])
+def test_log_probabilities_are_kept_one_by_one(compress):
+    task, params, batches, curvature, asked = fitted()
+    asked = {k: Noting(f.task, f.inputs) for k, f in asked.items()}
+    assert readable(asked, curvature.layers, compress)
+    before, Noting.seen = held(), []
+    query = influence.query(curvature, params, asked, compress=compress)
+    assert len(Noting.seen) == QUERIES
+    kept = sum(x.nbytes for x in jax.tree.leaves(query.forms))
+    one = DEPTH * WIDTH**2 * 8
+    # Beside what is kept of all of them at most one query, and some numbers.
+    assert max(Noting.seen) - before < kept + 1.1 * one
 
 
 def test_gradients_are_those_of_each_measurement():
@@ -130,24 +157,47 @@ def fitted_to_mixed():
     return task, params, batches, curvature, asked
 
 
+class Outside(Eigenbasis):
+    """The same solver, taken as any other is: its solutions leave the eigenbasis."""
+
+    taken = Solver.taken
+
+
 @pytest.mark.parametrize("model", [fitted, fitted_to_mixed])
-def test_gradients_read_in_the_eigenbasis_are_those_turned_into_it(model):
+@pytest.mark.parametrize("compress", [None, Plain(2), Whitened(2)])
+def test_queries_read_one_by_one_are_those_solved_together(model, compress):
     _, params, _, curvature, asked = model()
-    found, values = coordinates(curvature, params, asked)
-    expected, valued = gradients(curvature.layers, params, asked)
-    np.testing.assert_allclose(values, valued, rtol=1e-12)  # rounding
-    for name, v in expected.items():
-        turned = jax.vmap(curvature.blocks[name].rotate)(v)
-        np.testing.assert_allclose(found[name], turned, atol=1e-12)  # rounding
-    taken = Eigenbasis().taken_in_basis(curvature, found)
-    assert found == {}
-    whole = Eigenbasis().taken(curvature, params, expected)
+    kept = streamed(curvature, params, asked, Eigenbasis(), compress)
+    found, values = gradients(curvature.layers, params, asked)
+    expected = solved(
+        curvature, params, found, {"value": values}, asked, Eigenbasis(), compress
+    )
+    facts = dict(expected.facts)
+    np.testing.assert_allclose(kept.value, facts["value"], rtol=1e-12)  # rounding
     # Rounding, and what the inverse makes of it.
-    np.testing.assert_allclose(taken.own_Q, whole.own_Q, rtol=1e-9)
-    for name, x in whole.solution.solved.items():
-        np.testing.assert_allclose(
-            taken.solution.solved[name], x, atol=1e-9 * float(jnp.abs(x).max())
-        )
+    np.testing.assert_allclose(kept.own, facts["self"], rtol=1e-9)
+    share = kept.kept / kept.energy
+    np.testing.assert_allclose(share, facts.get("energy_kept", 1), rtol=1e-9)
+    for name, form in expected.forms.items():
+        h, other = (dense(x).h_QxOxI for x in (form, kept.forms[name]))
+        np.testing.assert_allclose(h, other, atol=1e-8 * float(jnp.abs(h).max()))
+
+
+@pytest.mark.parametrize("compress", [None, Plain(2), Whitened(2), Joint(2)])
+@pytest.mark.parametrize("model", [fitted, fitted_to_mixed])
+def test_solved_in_the_eigenbasis_or_not_queries_are_the_same(model, compress):
+    _, params, _, curvature, asked = model()
+    found, _ = gradients(curvature.layers, params, asked)
+    own = dict(found)
+    left = solved(curvature, params, own, {}, asked, Eigenbasis(), compress)
+    assert own == {}
+    back = solved(curvature, params, found, {}, asked, Outside(), compress)
+    for (name, x), (other, y) in zip(left.facts, back.facts, strict=True):
+        assert name == other
+        np.testing.assert_allclose(x, y, rtol=1e-9)  # rounding
+    for name, form in left.forms.items():
+        h, other = (dense(x).h_QxOxI for x in (form, back.forms[name]))
+        np.testing.assert_allclose(h, other, atol=1e-8 * float(jnp.abs(h).max()))
 
 
 def test_layers_of_every_sort_are_among_those_read():
@@ -161,13 +211,15 @@ def test_layers_of_every_sort_are_among_those_read():
 def test_only_many_log_probabilities_are_read_in_the_eigenbasis():
     _, params, _, curvature, asked = fitted()
     few = dict(list(asked.items())[:4])
-    assert not readable(few, curvature.layers)
-    assert not readable({**asked, "norm": lambda p: p["head"].sum()}, curvature.layers)
+    assert not readable(few, curvature.layers, None)
+    others = {**asked, "norm": lambda p: p["head"].sum()}
+    assert not readable(others, curvature.layers, None)
     (layer, *_) = curvature.layers
-    assert not readable(asked, [layer._replace(kind="embedding")])
+    assert not readable(asked, [layer._replace(kind="embedding")], None)
+    assert not readable(asked, curvature.layers, Joint(2))
     lost = {**params, "head": params["head"].at[:, 0].set(-jnp.inf)}
     with pytest.raises(ValueError, match="'lost' is nan"):
-        coordinates(curvature, lost, {"lost": asked["0"]})
+        streamed(curvature, lost, {"lost": asked["0"]}, Eigenbasis(), None)
 
 
 def test_what_is_taken_is_what_is_solved():
@@ -184,8 +236,10 @@ def test_what_is_taken_is_what_is_solved():
         assert given == {}
         own = sum((found[k] * x).sum((1, 2)) for k, x in expected.items())
         np.testing.assert_allclose(taken.own_Q, own, rtol=1e-9)  # order of sums
+        own = taken.solution.solved
+        own = curvature.unrotated(own) if taken.turned else own
         for k, x in expected.items():
-            np.testing.assert_array_equal(taken.solution.solved[k], x)
+            np.testing.assert_allclose(own[k], x, rtol=1e-12)  # order of products
 
 
 def test_queries_of_low_rank_are_made_matrices_a_few_at_a_time():

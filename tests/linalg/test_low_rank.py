@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from influence.linalg import low_rank
-from influence.linalg.low_rank import iterated, truncated
+from influence.linalg.low_rank import iterated, squared, truncated
 
-LONG, SIDE, RANK = 340, 300, 12
+LONG, SIDE, RANK = 600, 300, 12
+SQUARE = 300
+"""A longer side with which `hᵀ h` is not worth forming."""
 
 
 def matrices(values, long=LONG, seed=0):
@@ -24,11 +26,13 @@ def lost(h, factors):
     return ((h - left @ right.mT) ** 2).sum((1, 2))
 
 
+@pytest.mark.parametrize("long", [SQUARE, LONG])
 @pytest.mark.parametrize("power", [0.25, 0.5, 1.0, 2.0])
-def test_iteration_loses_a_thousandth_more_than_the_decomposition(power):
-    assert iterated(LONG, SIDE, RANK)
+def test_iteration_loses_a_thousandth_more_than_the_decomposition(power, long):
+    assert iterated(long, SIDE, RANK)
+    assert squared(long, SIDE, RANK) == (long == LONG)
     values = np.arange(1, SIDE + 1) ** -power
-    h, least = matrices(values), (values[RANK:] ** 2).sum()
+    h, least = matrices(values, long), (values[RANK:] ** 2).sum()
     for x, found in (
         (h, truncated(h, RANK)),
         (h.mT, truncated(h.mT, RANK)),
@@ -36,6 +40,18 @@ def test_iteration_loses_a_thousandth_more_than_the_decomposition(power):
         # What `TURNS` was chosen for, in the slowest of these; none can lose less.
         np.testing.assert_allclose(lost(x, found), least, rtol=1.5e-3)
         assert (lost(x, found) >= least * (1 - 1e-9)).all()  # rounding
+
+
+@pytest.mark.parametrize("power", [0.25, 1.0, 3.0])
+def test_what_single_precision_loses_is_little_of_all(power):
+    values = np.arange(1, SIDE + 1) ** -power
+    h, least = matrices(values), (values[RANK:] ** 2).sum()
+    found = truncated(h.astype(jnp.float32), RANK)
+    assert found[0].dtype == jnp.float32
+    # The product of matrices knows squares to a ten-millionth of the largest.
+    wide = [x.astype(h.dtype) for x in found]
+    excess = lost(h, wide) - least * 1.0015
+    assert (excess < 1e-6 * (values**2).sum()).all()
 
 
 def test_short_sides_are_decomposed():

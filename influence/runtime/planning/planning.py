@@ -17,11 +17,13 @@ from influence.attribution.cost import (
     layer_shapes,
     parameter_bytes,
     passes,
+    query_bytes,
     sides,
     subject,
 )
 from influence.attribution.plan import Cost, Device, Mesh, arranged, fullest, longest
-from influence.attribution.stages import eigendecomposition, query_bytes, stages
+from influence.attribution.query_cost import streamed
+from influence.attribution.stages import eigendecomposition, stages
 from influence.curvature.covariance import PerToken
 from influence.model.config import Config
 from influence.model.task import LanguageModel
@@ -261,11 +263,14 @@ def _remedy(options: Plan, of: Subject, work: Work, x: Cost, own: Device) -> str
     if x.largest == "parameters":
         narrow = ", or --dtype bfloat16" if options.dtype == "float32" else ""
         return f"{wider}{narrow}."
+    layers = layer_shapes(of)
+    each = work.queries * query_bytes(layers, 32) / 1e9
+    small = "" if options.rank else f"; or --rank 32 ({each:,.1f} GB in all)"
     if x.stage == "query":
-        return f"{wider}; {_fewer(work.queries, x, own)}"
+        # Together they are whole before any of them is small.
+        small = small if streamed(layers, work.queries) else ""
+        return f"{wider}; {_fewer(work.queries, x, own)}{small}."
     if x.largest == "queries":
-        each = work.queries * query_bytes(layer_shapes(of), 32) / 1e9
-        small = "" if options.rank else f"; or --rank 32 ({each:,.1f} GB in all)"
         return f"{wider}; or ask fewer questions at a time{small}."
     if x.largest == "activations":
         return f"{wider}; --remat computes blocks again; or a shorter --context."
@@ -281,8 +286,8 @@ def _fewer(asked: int, x: Cost, own: Device) -> str:
     each = sum(x.held.get(k, 0.0) for k in ("queries", "copies", "working")) / asked
     room = own.memory - (x.bytes - asked * each)
     if room < each:
-        return "not even one question has room beside the rest: fewer layers do."
-    return f"or solve for at most {int(room / each)} questions at a time."
+        return "not even one question has room beside the rest: fewer layers do"
+    return f"or solve for at most {int(room / each)} questions at a time"
 
 
 def _less(of: Subject, blocks: int) -> Subject:
