@@ -207,6 +207,7 @@ class Shape(NamedTuple):
       out_blocks: the lengths of the blocks of its output side; none: the diagonal.
       in_blocks: and of its input side.
       bytes: of one number of its statistics.
+      diagonal: of output and input side, whether there can be no other basis.
     """
 
     copies: int
@@ -217,6 +218,7 @@ class Shape(NamedTuple):
     out_blocks: tuple[int, ...]
     in_blocks: tuple[int, ...]
     bytes: int
+    diagonal: tuple[bool, bool]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -247,6 +249,7 @@ def layer_shapes(of: Subject) -> list[Shape]:
             of.factors.outputs(x),
             of.factors.inputs(x),
             np.dtype(wide(weights[x.parameter].dtype)).itemsize,
+            (x.diagonal[1], x.diagonal[0]),
         )
         for x in of.layers
     ]
@@ -259,6 +262,7 @@ class Side(NamedTuple):
     length: int
     blocks: tuple[int, ...]
     bytes: int
+    diagonal: bool
 
     @property
     def covariance(self) -> float:
@@ -277,9 +281,9 @@ def sides(layers: Sequence[Shape]) -> list[Side]:
     found, seen = [], set()
     for x in layers:
         if x.reads not in seen:
-            found.append(Side(x.copies, x.inputs, x.in_blocks, x.bytes))
+            found.append(Side(x.copies, x.inputs, x.in_blocks, x.bytes, x.diagonal[1]))
             seen.add(x.reads)
-        found.append(Side(x.copies, x.outputs, x.out_blocks, x.bytes))
+        found.append(Side(x.copies, x.outputs, x.out_blocks, x.bytes, x.diagonal[0]))
     return found
 
 

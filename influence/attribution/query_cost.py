@@ -13,7 +13,7 @@ from influence.attribution.cost import (
     rotated,
     sides,
 )
-from influence.attribution.streamed import BESIDE
+from influence.attribution.streamed import BESIDE, basis
 from influence.curvature.operator import TOGETHER
 from influence.linalg import count
 from influence.linalg.low_rank import MORE, iterated, operations
@@ -49,7 +49,9 @@ def streamed(layers: Sequence[Shape], asked: int) -> bool:
 
     As the engine decides, which does not look at how factors are cut.
     """
-    whole = sum(x.copies * x.length**2 * x.bytes for x in sides(layers) if x.blocks)
+    whole = sum(
+        x.copies * x.bytes * basis(x.length, diagonal=x.diagonal) for x in sides(layers)
+    )
     return whole <= BESIDE * asked * sum(x.weights for x in layers)
 
 

@@ -144,10 +144,9 @@ def eigendecomposition(layers: Sequence[Shape]) -> Stage:
 
 
 def _decomposing(side: Side) -> float:
-    """Returns what decomposing a side holds; all of its copies are cast at once."""
-    numbers = max((n * n for n in side.blocks), default=0)
-    return side.copies * numbers * (3 * WIDE + side.bytes) + (COPIES - 3) * (
-        numbers * WIDE
+    """Returns what decomposing a side holds: its copies are one after another."""
+    return float(
+        max((n * n for n in side.blocks), default=0) * (COPIES * WIDE + side.bytes)
     )
 
 

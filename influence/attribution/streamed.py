@@ -18,6 +18,7 @@ from influence.attribution.forms import Compress, Form, formed, total
 from influence.attribution.gradients import check_sound, is_likelihood, size, stacked
 from influence.attribution.measurements import Likelihood, Measurement
 from influence.curvature.coordinates import READING, grouped
+from influence.curvature.covariance import Factors
 from influence.curvature.operator import Curvature
 from influence.curvature.solvers import Eigenbasis
 from influence.linalg.kronecker import Kronecker
@@ -62,8 +63,11 @@ def readable(
     their gradients, and are not made small together. An embedding is looked up, and its
     gradient is found faster that way.
     """
-    inputs = {x.reads: _basis(x, x.columns, diagonal=x.diagonal[0]) for x in layers}
-    outputs = [_basis(x, x.outputs, diagonal=x.diagonal[1]) for x in layers]
+    inputs = {
+        x.reads: prod(x.stack) * basis(x.columns, diagonal=x.diagonal[0])
+        for x in layers
+    }
+    outputs = [prod(x.stack) * basis(x.outputs, diagonal=x.diagonal[1]) for x in layers]
     each = sum(prod(x.stack) * x.outputs * x.columns for x in layers)
     return (
         bool(measurements)
@@ -74,9 +78,17 @@ def readable(
     )
 
 
-def _basis(layer: Layer, length: int, *, diagonal: bool) -> int:
-    """Returns how many numbers the bases of a side of a layer hold, at most."""
-    return 0 if diagonal else prod(layer.stack) * length**2
+def basis(length: int, *, diagonal: bool) -> int:
+    """Returns how many numbers a side's basis holds, if it is not cut into blocks.
+
+    None where the basis is the standard one: as `Factors.widest` is by default.
+
+    Example:
+      >>> from influence.attribution.streamed import basis
+      >>> basis(4096, diagonal=False), basis(32768, diagonal=False)
+      (16777216, 0)
+    """
+    return 0 if diagonal or length > Factors.widest else length**2
 
 
 def streamed(

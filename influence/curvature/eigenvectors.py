@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jax import Array
 
 from influence.curvature.covariance import Covariances, Factors, Moments
 from influence.curvature.eigenvalues import Bases
@@ -72,7 +74,18 @@ def _taken(factors: Factors, moments: Covariances, side: Side) -> Moments:
 
 
 def _eigenvectors(found: Moments) -> Moments:
-    return tuple(eigen(x)[1] for x in found)
+    return tuple(eigen(x)[1] if x.ndim == 2 else one_by_one(x) for x in found)
+
+
+@jax.jit
+def one_by_one(stack_SxNxN: Array) -> Array:
+    """Returns the eigenvectors of stacked matrices, `[*stack, N, N]`, in columns.
+
+    Of one matrix after another: in float64 and with their workspace all of them would
+    be several times as large as they are.
+    """
+    flat = stack_SxNxN.reshape(-1, *stack_SxNxN.shape[-2:])
+    return jax.lax.map(lambda x: eigen(x)[1], flat).reshape(stack_SxNxN.shape)
 
 
 def _put(bases: Bases, side: Side, found: Moments) -> Bases:

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -144,13 +144,7 @@ def read_curvature(path: Path) -> Curvature:
       >>> formats.read_curvature(path).about
       'EK-FAC, labels Sampled(seed=0, draws=1)'
     """
-    curvature = open_curvature([path])
-    shared: dict[str, Basis] = {}
-    blocks = {}
-    for x in curvature.layers:
-        block = curvature.blocks[x.name]
-        blocks[x.name] = block._replace(inputs=shared.setdefault(x.reads, block.inputs))
-    return replace(curvature, blocks=blocks)
+    return open_curvature([path]).loaded()
 
 
 def open_curvature(paths: Sequence[Path]) -> Curvature:

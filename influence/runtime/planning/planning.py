@@ -275,9 +275,11 @@ def _remedy(options: Plan, of: Subject, work: Work, x: Cost, own: Device) -> str
     if x.largest == "activations":
         return f"{wider}; --remat computes blocks again; or a shorter --context."
     cut = 2 * options.blocks
-    while cut < MOST and _decomposed(_less(of, cut)) > own.memory / 2:
+    while cut < MOST and _cut(of, cut, x) > own.memory:
         cut *= 2
-    less = sum(y.covariance for y in sides(layer_shapes(_less(of, cut)))) / 1e9
+    if _cut(of, cut, x) > own.memory:
+        return f"{wider}; or fewer layers."
+    less = _covariances(_less(of, cut)) / 1e9
     return f"{wider}; --blocks {cut} does: {less:,.1f} GB of covariances in all."
 
 
@@ -292,6 +294,19 @@ def _fewer(asked: int, x: Cost, own: Device) -> str:
 
 def _less(of: Subject, blocks: int) -> Subject:
     return of._replace(factors=PerToken(blocks))
+
+
+def _cut(of: Subject, blocks: int, x: Cost) -> float:
+    """Returns what a stage would take with covariances in so many blocks."""
+    less = _less(of, blocks)
+    saved = x.held["curvature"] * (1 - _covariances(less) / _covariances(of))
+    if x.stage == "eigendecomposition":
+        saved += _decomposed(of) - _decomposed(less)
+    return x.bytes - saved
+
+
+def _covariances(of: Subject) -> float:
+    return sum(x.covariance for x in sides(layer_shapes(of)))
 
 
 def _decomposed(of: Subject) -> float:

@@ -1,6 +1,8 @@
 """The plan is printed for any config, and says what does not fit."""
 
 import json
+import re
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -41,12 +43,34 @@ def test_the_cpu_is_measured_on_the_spot():
 
 
 def test_a_large_model_says_what_breaks_and_what_to_do():
-    said = printed(
-        MODELS / "llama-2-7b", "H100×8", tokens=10**9, dtype="bfloat16", batch=1
+    large = partial(
+        printed, MODELS / "llama-2-7b", tokens=10**9, dtype="bfloat16", batch=1
     )
+    said = large("H100×8", queries=32)
     assert "1 data × 8 model" in said
-    assert "Does not fit: eigendecomposition" in said
-    assert "--blocks" in said
+    assert "Does not fit: query" in said
+    assert "--rank 32 (10.2 GB in all)" in said
+    assert "Does not fit" not in large("H100×8", queries=32, rank=32)
+
+
+def test_blocks_that_are_proposed_do_fit():
+    large = partial(
+        printed, MODELS / "llama-2-7b", tokens=10**9, dtype="bfloat16", batch=1
+    )
+    said = large("A100-40×2")
+    found = re.search(r"Does not fit: eigendecomposition.*--blocks (\d+) does", said)
+    assert found is not None, said
+    blocks = int(found[1])
+    assert "Does not fit: eigendecomposition" not in large("A100-40×2", blocks=blocks)
+    assert "Does not fit: eigendecomposition" in large("A100-40×2", blocks=blocks // 2)
+
+
+def test_queries_few_beside_their_bases_are_not_made_small_one_by_one():
+    said = printed(
+        MODELS / "llama-2-7b", "A100-40×8", tokens=10**9, dtype="bfloat16", queries=8
+    )
+    (line,) = (x for x in said.splitlines() if x.startswith("Does not fit: query"))
+    assert "--rank" not in line
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
