@@ -171,7 +171,8 @@ def arranged(
       batch: sequences a batch; the best power of two up to 64 if None.
 
     Returns:
-      Where nothing fits, the quickest of those with the fewest stages that do not.
+      Where nothing fits, of those with the fewest stages that do not, the one that
+      needs least memory.
     """
     sizes = [batch] if batch else [2**i for i in range(7)]
     models = [m for m in range(1, devices + 1) if devices % m == 0]
@@ -182,8 +183,9 @@ def arranged(
             mesh = Mesh(devices // model, model)
             found.append((mesh, size, [cost(x, device, mesh) for x in stages]))
 
-    def worth(one: tuple[Mesh, int, list[Cost]]) -> tuple[int, float]:
+    def worth(one: tuple[Mesh, int, list[Cost]]) -> tuple[int, float, float]:
         full = sum(x.bytes > device.memory for x in one[2])
-        return full, sum(x.seconds for x in one[2])
+        lacking = fullest(one[2]).bytes if full else 0.0
+        return full, lacking, sum(x.seconds for x in one[2])
 
     return min(found, key=worth)

@@ -289,7 +289,8 @@ def _fewer(asked: int, x: Cost, own: Device) -> str:
     room = own.memory - (x.bytes - asked * each)
     if room < each:
         return "not even one question has room beside the rest: fewer layers do"
-    return f"or solve for at most {int(room / each)} questions at a time"
+    some = "1 question" if room < 2 * each else f"{int(room / each)} questions"
+    return f"or solve for at most {some} at a time"
 
 
 def _less(of: Subject, blocks: int) -> Subject:
