@@ -27,6 +27,7 @@ from experiments.bench_engine import OURS, SIZES
 from experiments.bench_engine import job as bench_job
 from experiments.contender import Job, data
 from experiments.reference import GPT, Counted
+from influence.attribution import query_cost
 from influence.attribution import stages as planned
 from influence.attribution.cost import (
     Stage,
@@ -72,7 +73,7 @@ def stages(job: Job, of: Subject, low: bool) -> dict[str, Stage]:
         return Work(job.context, size, *many, rank, job.token_sequences)
 
     made = {
-        "query": lambda w, x: planned.query(layers, w, x, parameters),
+        "query": lambda w, x: query_cost.query(layers, w, x, parameters),
         "scan": lambda w, x: planned.scan(layers, w, x.given, parameters),
         "scan, per token": lambda w, x: planned.scan_per_token(
             layers, w, x.given, parameters

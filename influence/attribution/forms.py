@@ -92,6 +92,7 @@ class Compressed(NamedTuple):
     kept_Q: Array
 
 
+@jax.jit(static_argnums=(0, 1))
 def formed(
     compress: "Compress | None", stack: int, block: Kronecker, c_QxOxI: Array
 ) -> Compressed:

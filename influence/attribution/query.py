@@ -160,28 +160,25 @@ def posed(
     forms: dict[str, Form] = {}
     energy: list[Array] = []
     kept: list[Array] = []
-    solved = taken.solution.solved
     for x in curvature.layers:
         # Out of their dictionary: two of each would be too many.
-        own = {x.name: solved.pop(x.name)}
+        own = {x.name: taken.solution.solved.pop(x.name)}
         if compress is None:
             own = curvature.unrotated(own) if taken.turned else own
-            form: Form = Dense(jnp.moveaxis(own[x.name], 0, len(x.stack)))
+            forms[x.name] = Dense(jnp.moveaxis(own[x.name], 0, len(x.stack)))
         else:
             own = own if taken.turned else curvature.rotated(own)
             block = curvature.blocks[x.name]
-            form, *norms = _formed(compress, len(x.stack), block, own[x.name])
-            energy.append(norms[0])
-            kept.append(norms[1])
+            made = formed(compress, len(x.stack), block, own[x.name])
+            forms[x.name] = made.form
+            energy.append(made.energy_Q)
+            kept.append(made.kept_Q)
         # Work that is only under way would hold on to what it is made of.
-        forms[x.name] = jax.block_until_ready(form)
+        jax.block_until_ready(forms[x.name])
     facts = {**facts, "self": _numbers(taken.own_Q), **taken.solution.facts}
     if compress is not None:
         facts |= _share(total(energy), total(kept))
     return _told(curvature, forms, facts, names, about, compress)
-
-
-_formed = jax.jit(formed, static_argnums=(0, 1))
 
 
 def _told(

@@ -110,7 +110,7 @@ def streamed(
     def each() -> Iterator[Kept]:
         for name, measurement in measurements.items():
             measurement.check(name, params)
-            kept, total = _kept(
+            kept, absolute = _kept(
                 curvature.layers,
                 solver,
                 compress,
@@ -118,7 +118,7 @@ def streamed(
                 params,
                 curvature.blocks,
             )
-            check_sound(name, kept.value, total)
+            check_sound(name, kept.value, absolute)
             yield kept
 
     found = stacked(each(), len(measurements))
