@@ -25,6 +25,9 @@ from influence.model.task import Empirical, Labels, Sampled, Task, losses, read_
 from influence.model.trace import select, trace
 from influence.types import Batch, Layer, Params, named_leaves, with_leaves
 
+WIDE = 8
+"""Bytes of a number while eigenvectors are found: float64."""
+
 KEPT = 0.8
 """Of the values autodiff keeps for the way back, what a compiler holds: it fuses chains
 of elementwise steps and computes some anew. XLA's own figures on the CPU are 0.71 to

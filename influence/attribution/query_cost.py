@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from influence.attribution.cost import (
     KEPT,
+    WIDE,
     Passes,
     Shape,
     Stage,
@@ -18,9 +19,6 @@ from influence.curvature.operator import TOGETHER
 from influence.linalg import count
 from influence.linalg.low_rank import MORE, iterated, operations
 from influence.model.passes import Pass
-
-WIDE = 8
-"""Bytes of a number while eigenvectors are found: float64."""
 
 
 def query(layers: Sequence[Shape], work: Work, at: Passes, parameters: float) -> Stage:
@@ -37,14 +35,14 @@ def query(layers: Sequence[Shape], work: Work, at: Passes, parameters: float) ->
         "parameters": parameters,
         "curvature": sum(x.basis for x in sides(layers)) + weights,
         "activations": KEPT * activations,
-        **(_one_by_one if streamed(layers, asked) else _together)(layers, work),
+        **(_one_by_one if is_streamed(layers, asked) else _together)(layers, work),
     }
     memory["copies"] += KEPT * (one.held - activations)
     parts = _asked(layers, work, at)
     return Stage("query", 0, parts, memory, eigen=eigen, largest=eigen)
 
 
-def streamed(layers: Sequence[Shape], asked: int) -> bool:
+def is_streamed(layers: Sequence[Shape], asked: int) -> bool:
     """Returns whether log-probabilities are read in the eigenbasis, one by one.
 
     As the engine decides, which does not look at how factors are cut.
@@ -99,7 +97,7 @@ def _asked(layers: Sequence[Shape], work: Work, at: Passes) -> Mapping[str, Pass
         moved=2 * asked * weights + bases * asked,
         made=3 * asked * weights,
     )
-    if streamed(layers, asked):
+    if is_streamed(layers, asked):
         reading, single = Pass(), work._replace(batch=1)
         for group in groups(layers):
             reading = reading.then(rotated(group, single))

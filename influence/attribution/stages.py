@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from influence.attribution.cost import (
     KEPT,
+    WIDE,
     Passes,
     Shape,
     Side,
@@ -26,9 +27,6 @@ from influence.attribution.query_cost import query
 from influence.attribution.scan import EXPANDED
 from influence.linalg import count
 from influence.model.passes import Pass
-
-WIDE = 8
-"""Bytes of a number while a covariance is decomposed: float64."""
 
 COPIES = 5
 """Of a matrix in float64 as it is decomposed: cast, made symmetric, the eigenvectors,

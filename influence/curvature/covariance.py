@@ -123,11 +123,12 @@ class PerToken(Factors):
             del given
             weight_BxT = _weights(a_BxTxI, counted, gs)
             mask_BxTx1 = weight_BxT[..., None]
+            masked = {k: g * mask_BxTx1.astype(g.dtype) for k, g in gs.items()}
             first = own[next(iter(gs))]
             return {
-                "inputs": moments(a_BxTxI, mask_BxTx1, self.inputs(first)),
+                "inputs": moments(a_BxTxI, a_BxTxI * mask_BxTx1, self.inputs(first)),
                 "gradients": {
-                    k: moments(g, mask_BxTx1, self.outputs(own[k]))
+                    k: moments(g, masked[k], self.outputs(own[k]))
                     for k, g in gs.items()
                 },
                 "positions": weight_BxT.sum(dtype=wide(a_BxTxI.dtype)),
@@ -164,29 +165,32 @@ class PerSequence(Factors):
         def of(ds, given, counted):
             del given
             ((name, d),) = ds.items()
-            one = jnp.ones((1, 1, 1), d.dtype)
             return {
-                "inputs": moments(d, one, self.inputs(own[name])),
-                "gradients": {name: moments(d.mT, one, self.outputs(own[name]))},
+                "inputs": moments(d, d, self.inputs(own[name])),
+                "gradients": {name: moments(d.mT, d.mT, self.outputs(own[name]))},
                 "positions": counted.any(1).sum(dtype=wide(d.dtype)),
             }
 
         return Reading(at, of)
 
 
-def moments(x_BxTxN: Array, weight_BxTx1: Array, blocks: tuple[int, ...]) -> Moments:
-    """Returns `Σ w x xᵀ` block by block along the diagonal, or `Σ w x²` without blocks.
+def moments(x_BxTxN: Array, y_BxTxN: Array, blocks: tuple[int, ...]) -> Moments:
+    """Returns `Σ x yᵀ` block by block along the diagonal, or `Σ x y` without blocks.
 
-    Blocks are meant on and above their diagonals (`half`).
+    Args:
+      x_BxTxN: vectors.
+      y_BxTxN: the same ones, each by a weight: blocks are symmetric, and given on and
+        above their diagonals (`half`).
+      blocks: their lengths.
     """
-    weighed_BxTxN = x_BxTxN * weight_BxTx1.astype(x_BxTxN.dtype)
     if not blocks:
-        return (contract("bti,bti->i", x_BxTxN, weighed_BxTxN),)
+        return (contract("bti,bti->i", x_BxTxN, y_BxTxN),)
     ends = [sum(blocks[: i + 1]) for i in range(len(blocks) - 1)]
-    pairs = zip(
-        *(jnp.split(x, ends, axis=-1) for x in (x_BxTxN, weighed_BxTxN)), strict=True
+    both = (jnp.split(x, ends, axis=-1) for x in (x_BxTxN, y_BxTxN))
+    return tuple(
+        half(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
+        for x, y in zip(*both, strict=True)
     )
-    return tuple(half(*(x.reshape(-1, x.shape[-1]) for x in pair)) for pair in pairs)
 
 
 def _weights(a_BxTxI: Array, counted: Array, gs: Mapping[str, Array]) -> Array:

@@ -195,6 +195,7 @@ def test_solved_in_the_eigenbasis_or_not_queries_are_the_same(model, compress):
     for (name, x), (other, y) in zip(left.facts, back.facts, strict=True):
         assert name == other
         np.testing.assert_allclose(x, y, rtol=1e-9)  # rounding
+    # Rounding, and what gaps of singular values make of it.
     for name, form in left.forms.items():
         h, other = (dense(x).h_QxOxI for x in (form, back.forms[name]))
         np.testing.assert_allclose(h, other, atol=1e-8 * float(jnp.abs(h).max()))

@@ -48,7 +48,7 @@ def test_what_single_precision_loses_is_little_of_all(power):
     h, least = matrices(values), (values[RANK:] ** 2).sum()
     found = truncated(h.astype(jnp.float32), RANK)
     assert found[0].dtype == jnp.float32
-    # The product of matrices knows squares to a ten-millionth of the largest.
+    # Squares are known to a ten-millionth of the largest; a few roundings add up.
     wide = [x.astype(h.dtype) for x in found]
     excess = lost(h, wide) - least * 1.0015
     assert (excess < 1e-6 * (values**2).sum()).all()

@@ -22,7 +22,7 @@ from influence.attribution.cost import (
     subject,
 )
 from influence.attribution.plan import Cost, Device, Mesh, arranged, fullest, longest
-from influence.attribution.query_cost import streamed
+from influence.attribution.query_cost import is_streamed
 from influence.attribution.stages import eigendecomposition, stages
 from influence.curvature.covariance import PerToken
 from influence.model.config import Config
@@ -268,12 +268,14 @@ def _remedy(options: Plan, of: Subject, work: Work, x: Cost, own: Device) -> str
     small = "" if options.rank else f"; or --rank 32 ({each:,.1f} GB in all)"
     if x.stage == "query":
         # Together they are whole before any of them is small.
-        small = small if streamed(layers, work.queries) else ""
+        small = small if is_streamed(layers, work.queries) else ""
         return f"{wider}; {_fewer(work.queries, x, own)}{small}."
     if x.largest == "queries":
         return f"{wider}; or ask fewer questions at a time{small}."
     if x.largest == "activations":
         return f"{wider}; --remat computes blocks again; or a shorter --context."
+    if x.stage == "scan, per token":
+        return f"{wider}; or --per-token for fewer sequences."
     cut = 2 * options.blocks
     while cut < MOST and _cut(of, cut, x) > own.memory:
         cut *= 2
@@ -300,7 +302,7 @@ def _less(of: Subject, blocks: int) -> Subject:
 def _cut(of: Subject, blocks: int, x: Cost) -> float:
     """Returns what a stage would take with covariances in so many blocks."""
     less = _less(of, blocks)
-    saved = x.held["curvature"] * (1 - _covariances(less) / _covariances(of))
+    saved = x.held.get("curvature", 0.0) * (1 - _covariances(less) / _covariances(of))
     if x.stage == "eigendecomposition":
         saved += _decomposed(of) - _decomposed(less)
     return x.bytes - saved

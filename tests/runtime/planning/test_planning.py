@@ -65,6 +65,15 @@ def test_blocks_that_are_proposed_do_fit():
     assert "Does not fit: eigendecomposition" in large("A100-40×1", blocks=blocks // 2)
 
 
+def test_scores_of_too_many_tokens_are_told_by_their_option():
+    said = printed(
+        GOLDEN / "llama", "A100-40×1", tokens=10**9, per_token=10**6, context=16
+    )
+    (line,) = (x for x in said.splitlines() if x.startswith("Does not fit: scan, per"))
+    assert "mostly working" in line
+    assert "--per-token" in line
+
+
 def test_queries_few_beside_their_bases_are_not_made_small_one_by_one():
     said = printed(
         MODELS / "llama-2-7b", "A100-40×8", tokens=10**9, dtype="bfloat16", queries=8
