@@ -15,7 +15,7 @@ from jax import Array
 import influence
 from experiments.contender import Data, Job, Stage, Stages
 from experiments.reference import GPT, Counted, examples
-from influence.attribution.countsketch import count_sketch, reader
+from influence.attribution.countsketch import Sides, count_sketch, reader
 from influence.attribution.forms import Compress, Plain
 from influence.attribution.measurements import Measurement, likelihoods
 from influence.curvature import covariance, eigenvalues, eigenvectors
@@ -89,7 +89,8 @@ class Engine:
             "scan": self._over_data("scan", self.scan),
             "scan, per layer": self._over_data("scan", self.scan_layers),
             "scan, per token": self._over_data("tokens", self.scan_tokens, few),
-            "index": self._over_data("scan", self.index),
+            "index": self._over_data("scan", self.index("both")),
+            "index, shorter sides": self._over_data("scan", self.index("shorter")),
             f"query{low}": Stage(
                 tokens,
                 lambda: self.query(asked, Plain(job.rank)),
@@ -171,12 +172,17 @@ class Engine:
         """Scores every sequence through every layer."""
         influence.scan(self.task, self.params, self.asking, batches)
 
-    def index(self, batches: InMemory) -> None:
-        """Makes a short vector of every sequence, as it is kept."""
-        sketch = count_sketch(self.curvature, length=length_in(INDEXED))
-        read = reader(self.task, self.params, sketch)
-        for batch in batches:
-            encode(np.asarray(read(batch))[batch.real_B])
+    def index(self, sides: Sides) -> Callable[[InMemory], None]:
+        """Returns what makes a short vector of every sequence, as it is kept."""
+
+        def work(batches: InMemory) -> None:
+            length = length_in(INDEXED)
+            sketch = count_sketch(self.curvature, length=length, sides=sides)
+            read = reader(self.task, self.params, sketch)
+            for batch in batches:
+                encode(np.asarray(read(batch))[batch.real_B])
+
+        return work
 
     def scan_tokens(self, batches: InMemory) -> None:
         """Scores every position of some sequences."""

@@ -15,31 +15,61 @@ inverse curvature, `E|u|² E|v|²` is least for the root of `1 / (Λ + λ)` (by 
 Schwarz), which is why both are weighted so. There is no matrix to keep, and a sequence
 costs one addition a coordinate beyond what refitting eigenvalues costs.
 
+Most of that is turning the longer sides of matrices. Any orthogonal bases will do for
+which the weighting is known: with `C` the damped curvature, over such gradients and
+queries `E|v|² E|u|²` is least, coordinate by coordinate, for
+
+    u = w ⊙ DW,   v = h / w,   w = (diag C⁻¹ / diag C)^¼
+
+which is `(Λ + λ)^-½` in the eigenbasis. Where longer sides stay as they are the product
+is larger, and a sketch has to be longer by as much for the same error.
+
+What is kept of the `K` numbers are their signs, which say most about numbers that are
+normally distributed, as sums of many are. Of few coordinates they are heavy-tailed:
+so sums that are `K / 64` apart are added up once more, under the 64 patterns of signs
+of a Hadamard matrix. That is a rotation, and changes no product.
+
 The shares of layers are gone in the sum: what a look-up finds is to be scored again,
 exactly.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.linalg import hadamard
 
 from influence.attribution.forms import dense
 from influence.attribution.query import Query
 from influence.curvature.coordinates import rotated, turned
 from influence.curvature.operator import Curvature
 from influence.linalg.basis import Basis
-from influence.linalg.contract import wide
+from influence.linalg.contract import contract, wide
 from influence.linalg.damping import Inverse, Relative
 from influence.linalg.kronecker import Kronecker
 from influence.model.reading import Reading, by_layer
 from influence.model.task import Empirical, Task, read_loss
 from influence.types import Batch, Layer, Params, rows
+
+Sides = Literal["both", "shorter"]
+"""Which sides of a matrix are turned into the eigenbasis."""
+
+LONGER = 2
+"""A side so many times as long as the other stays as it is, if only shorter turn."""
+
+MIXED = 64
+"""Of so many sums each is mixed with the others, at the most; a power of two."""
+
+MIXED_FROM = 8192
+"""From so many bytes of signs, lengths are multiples of that."""
+
+STANDARD = Basis(())
 
 
 @dataclass(frozen=True)
@@ -48,8 +78,8 @@ class CountSketch:
 
     Attributes:
       layers: the layers covered.
-      blocks: each layer's eigenbasis, by name.
-      scales: `± (Λ + λ)^-½`, `[*stack, O, I]`, by layer.
+      blocks: what turns each layer's matrices, by name.
+      scales: `± w`, `[*stack, O, I]`, by layer.
       length: `K`.
       about: in words.
     """
@@ -67,6 +97,7 @@ def count_sketch(
     length: int,
     inverse: Inverse = Relative(),
     seed: int = 0,
+    sides: Sides = "both",
 ) -> CountSketch:
     """Returns what brings gradients down to `length` numbers.
 
@@ -77,6 +108,9 @@ def count_sketch(
         matrix that were all added up in place would err together.
       inverse: of the damped curvature; queries may be solved with another.
       seed: of the signs.
+      sides: which are turned into the eigenbasis. `shorter` leaves those that are twice
+        as long as the other, or longer, as they are: reading a sequence then costs
+        little more than a scan, and the sketch errs more.
 
     Raises:
       ValueError: if the damped curvature of a layer has no inverse, or the length is
@@ -92,17 +126,62 @@ def count_sketch(
         raise ValueError(f"A sketch has 1 number at least, not {length}.")
     curvature.check_inverse(inverse)
     keys = jax.random.split(jax.random.key(seed), len(curvature.layers))
-    scales = {
-        x.name: _signed(key, inverse(curvature.blocks[x.name].lam_OxI))
-        for x, key in zip(curvature.layers, keys, strict=True)
-    }
-    about = f"count sketch of {length}, damping {inverse}, seed {seed}"
-    return CountSketch(curvature.layers, curvature.blocks, scales, length, about)
+    inputs, outputs = _left(curvature.layers, sides)
+    blocks, scales = {}, {}
+    for x, key in zip(curvature.layers, keys, strict=True):
+        block = curvature.blocks[x.name]
+        blocks[x.name], rest = _parted(block, x.reads in inputs, x.name in outputs)
+        scales[x.name] = _signed(key, _weights(rest, inverse(block.lam_OxI)))
+    about = (
+        f"count sketch of {length}, mixed by {_mixed(length)}, {sides} sides turned, "
+        f"damping {inverse}, seed {seed}"
+    )
+    return CountSketch(curvature.layers, blocks, scales, length, about)
 
 
-def _signed(key: Array, inverted_OxI: Array) -> Array:
-    signs = jax.random.rademacher(key, inverted_OxI.shape, inverted_OxI.dtype)
-    return signs * jnp.sqrt(inverted_OxI)
+def _left(layers: tuple[Layer, ...], sides: Sides) -> tuple[set[str], set[str]]:
+    """Returns which sides are not turned: inputs, by `reads`, and outputs, by layer.
+
+    An input that several layers read is turned for all of them or for none.
+    """
+    if sides == "both":
+        return set(), set()
+    turned = {x.reads for x in layers if x.columns < LONGER * x.outputs}
+    outputs = {x.name for x in layers if x.outputs >= LONGER * x.columns}
+    return {x.reads for x in layers} - turned, outputs
+
+
+def _parted(
+    block: Kronecker, inputs: bool, outputs: bool
+) -> tuple[Kronecker, Kronecker]:
+    """Returns a layer's bases without those of some sides, and the squares of these."""
+    kept = Kronecker(
+        STANDARD if inputs else block.inputs,
+        STANDARD if outputs else block.outputs,
+        block.lam_OxI,
+    )
+    rest = Kronecker(
+        _squared(block.inputs) if inputs else STANDARD,
+        _squared(block.outputs) if outputs else STANDARD,
+        block.lam_OxI,
+    )
+    return kept, rest
+
+
+def _squared(basis: Basis) -> Basis:
+    """Returns what brings variances along a basis back to the standard one."""
+    return Basis(tuple(jnp.square(q) for q in basis.blocks))
+
+
+def _weights(rest: Kronecker, inverted_OxI: Array) -> Array:
+    """Returns `w`, given the damped inverse in the whole eigenbasis."""
+    damped_OxI = jnp.where(inverted_OxI == 0, 0, 1 / inverted_OxI)
+    gradients, queries = rest.unrotate(damped_OxI), rest.unrotate(inverted_OxI)
+    return jnp.where(gradients == 0, 0, jnp.sqrt(jnp.sqrt(queries / gradients)))
+
+
+def _signed(key: Array, w_OxI: Array) -> Array:
+    return jax.random.rademacher(key, w_OxI.shape, w_OxI.dtype) * w_OxI
 
 
 def reader(task: Task, params: Params, sketch: CountSketch) -> Callable[[Batch], Array]:
@@ -181,7 +260,7 @@ def added(x_OxI: Array, length: int) -> Array:
 def _together(
     layers: tuple[Layer, ...], length: int, short: Mapping[str, Array]
 ) -> Array:
-    """Returns the sum of all matrices' vectors, `[..., K]`.
+    """Returns the sum of all matrices' vectors, `[..., K]`, mixed.
 
     Each begins where the one before it ended, as if all coordinates stood in one row.
     """
@@ -189,7 +268,24 @@ def _together(
     for x, place, _ in rows(layers):
         moved.append(jnp.roll(short[x.name][place], start % length, axis=-1))
         start += x.outputs * x.columns
-    return jnp.stack(moved).sum(0)
+    return mixed(jnp.stack(moved).sum(0))
+
+
+def _mixed(length: int) -> int:
+    """Returns how many numbers of a vector are mixed with one another."""
+    return math.gcd(length, MIXED)
+
+
+def mixed(short: Array) -> Array:
+    """Returns vectors `[..., K]`, rotated so that no few of their numbers stand out.
+
+    Numbers that are `K / 64` apart are mixed by a Hadamard matrix; by a smaller one
+    where 64 is no factor of `K`, by none if it is odd.
+    """
+    parts = _mixed(short.shape[-1])
+    signs = jnp.asarray(hadamard(parts) / math.sqrt(parts), short.dtype)
+    apart = short.reshape(*short.shape[:-1], parts, -1)
+    return contract("ij,...jk->...ik", signs, apart).reshape(short.shape)
 
 
 def _at(
@@ -234,10 +330,11 @@ def _read(
 
 
 def length_of(size: int) -> int:
-    """Returns how many signs fit into so many bytes: eight times a prime number.
+    """Returns how many signs fit into so many bytes: 8 or 64 times a prime number.
 
     The sizes of layers have no such factor, so that no two rows of a matrix are added
-    up in place unless they are far apart.
+    up in place unless they are far apart. Long vectors, which few coordinates fall
+    together in, are multiples of what `mixed` mixes at the most.
 
     Raises:
       ValueError: if not even two bytes are left for them.
@@ -249,6 +346,7 @@ def length_of(size: int) -> int:
     """
     if size < 2:
         raise ValueError(f"Signs take 2 bytes at least, not {size}.")
-    numbers = np.arange(2, size + 1)
+    parts = MIXED if size >= MIXED_FROM else 8
+    numbers = np.arange(2, size * 8 // parts + 1)
     prime = [n for n in numbers if all(n % k for k in range(2, int(n**0.5) + 1))]
-    return 8 * int(prime[-1])
+    return parts * int(prime[-1])

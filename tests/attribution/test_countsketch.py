@@ -4,7 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from influence.attribution.countsketch import asked, count_sketch, length_of, reader
+from influence.attribution.countsketch import (
+    asked,
+    count_sketch,
+    length_of,
+    mixed,
+    reader,
+)
 from influence.attribution.measurements import completions
 from influence.attribution.query import query
 from influence.attribution.scan import scan
@@ -43,6 +49,98 @@ def test_a_sketch_with_room_for_every_coordinate_is_exact(make):
         sketch = count_sketch(curvature, length=size, inverse=inverse)
         found = products(case, batches, sketch, solved)
         np.testing.assert_allclose(found, scores, atol=ROUNDING)
+
+
+def with_long_sides():
+    """Returns a case whose stacked layers have sides two and three times the other.
+
+    `short` reads what `long` reads, and is itself half as wide as that.
+    """
+
+    def block(x, w):
+        return x + jax.numpy.tanh(x @ w["long"]) @ w["back"] + x @ w["short"] @ w["up"]
+
+    def apply(params, tokens_BxT):
+        x = params["embed"][tokens_BxT]
+        x, _ = jax.lax.scan(lambda x, w: (block(x, w), None), x, params["blocks"])
+        return x @ params["head"]
+
+    blocks = {"long": (4, 12), "back": (12, 4), "short": (4, 2), "up": (2, 4)}
+    shapes = {"embed": (cases.V, 4), "head": (4, cases.V)}
+    params = {
+        **{k: jax.numpy.zeros(x) for k, x in shapes.items()},
+        "blocks": {k: jax.numpy.zeros((2, *x)) for k, x in blocks.items()},
+    }
+    params = cases.randomised(params, jax.numpy.float64)
+    case = cases.Case(LanguageModel(apply), params, cases.texts(7))
+    return case, fit(
+        case.task, params, case.examples.batches(3), layers=["blocks.*", "head"]
+    )
+
+
+def test_sides_twice_as_long_as_the_other_are_left_if_only_shorter_ones_turn():
+    _, curvature = with_long_sides()
+    blocks = count_sketch(curvature, length=24, sides="shorter").blocks
+    left = {k: (not x.inputs.blocks, not x.outputs.blocks) for k, x in blocks.items()}
+    assert left == {
+        "blocks.long": (False, True),
+        "blocks.back": (True, False),
+        # Its input is turned for `long`, which reads it too.
+        "blocks.short": (False, False),
+        "blocks.up": (False, True),
+        "head": (False, True),
+    }
+
+
+def test_shorter_sides_turned_lose_nothing_where_there_is_room():
+    case, curvature = with_long_sides()
+    batches = case.examples.batches(3)
+    solved = query(curvature, case.params, completions(case.task, {"a": ([1, 2], [3])}))
+    scores = scan(case.task, case.params, solved, batches, n_train=1).total.values
+    size = sum(x.lam_OxI.size for x in curvature.blocks.values())
+    for inverse in (Relative(), Absolute(3.0)):
+        sketch = count_sketch(curvature, length=size, inverse=inverse, sides="shorter")
+        found = products(case, batches, sketch, solved)
+        np.testing.assert_allclose(found, scores, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("sides", ["both", "shorter"])
+def test_weights_are_those_with_the_least_product_of_lengths(sides):
+    # With gradients of covariance C, damped, and queries of covariance C⁻¹, coordinates
+    # have the variances `c` and `q` in the bases that are turned; Cauchy and Schwarz:
+    # Σ c w² Σ q / w² ≥ (Σ √(c q))², layer by layer.
+    _, curvature = with_long_sides()
+    damping = Relative()
+    sketch = count_sketch(curvature, length=24, inverse=damping, sides=sides)
+    for name, whole in curvature.blocks.items():
+        for place in range(whole.lam_OxI.shape[0]) if "blocks" in name else [...]:
+            block = jax.tree.map(lambda x, place=place: x[place], whole)
+            turned = jax.tree.map(lambda x, place=place: x[place], sketch.blocks[name])
+            inverse_OxI = damping(whole.lam_OxI)[place]
+            c = variances(block, turned, 1 / inverse_OxI)
+            q = variances(block, turned, inverse_OxI)
+            w = np.asarray(abs(sketch.scales[name][place])).ravel()
+            found = (c * w**2).sum() * (q / w**2).sum()
+            np.testing.assert_allclose(found, np.sqrt(c * q).sum() ** 2, rtol=ROUNDING)
+
+
+def variances(block, turned, lam_OxI):
+    """Returns what coordinates of `turned` vary by, given eigenvalues, `[O·I]`."""
+    covariance = np.asarray(block._replace(lam_OxI=lam_OxI).dense())
+    size = lam_OxI.size
+    eye = np.eye(size).reshape(size, *lam_OxI.shape)
+    q = np.asarray(jax.vmap(turned.rotate)(eye)).reshape(size, size)
+    return np.einsum("ai,ab,bi->i", q, covariance, q)
+
+
+def test_mixing_is_a_rotation_after_which_no_number_stands_out():
+    x = np.random.default_rng(0).normal(size=(5, 64 * 3))
+    y = np.asarray(mixed(jax.numpy.asarray(x)))
+    np.testing.assert_allclose(y @ y.T, x @ x.T, atol=ROUNDING)
+    one = np.asarray(mixed(jax.numpy.zeros(64 * 3).at[5].set(8.0)))
+    assert sorted(abs(one)) == pytest.approx([0.0] * 128 + [1.0] * 64)
+    # Of a length without factors of two nothing is mixed.
+    np.testing.assert_array_equal(mixed(jax.numpy.asarray(x[:, :63])), x[:, :63])
 
 
 def test_a_weight_that_is_used_twice_is_sketched_once():
@@ -123,12 +221,14 @@ def test_what_makes_no_sense_is_refused():
         asked(count_sketch(curvature, length=8), solved)
 
 
-@pytest.mark.parametrize("size", [2, 3, 10, 504])
-def test_lengths_fit_and_have_one_large_factor(size):
+@pytest.mark.parametrize(
+    ("size", "parts"), [(2, 8), (3, 8), (10, 8), (504, 8), (8191, 8), (8192, 64)]
+)
+def test_lengths_fit_and_have_one_large_factor(size, parts):
     length = length_of(size)
     assert length <= 8 * size
-    prime = length // 8
-    assert length % 8 == 0
+    prime = length // parts
+    assert length % parts == 0
     assert all(prime % k for k in range(2, prime))
 
 

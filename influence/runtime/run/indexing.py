@@ -66,7 +66,10 @@ def index(
         found = corpora(job, model, options.data, fitted_to)
         curvature = curvature_of(job, files)
         sketch = count_sketch(
-            curvature, length=length, inverse=Relative(options.damping)
+            curvature,
+            length=length,
+            inverse=Relative(options.damping),
+            sides=options.sides,
         )
         for corpus in found:
             _Indexing(job, model, corpus, files, sketch, options).all()
@@ -75,8 +78,13 @@ def index(
 
 def sketch_of(entry: Mapping[str, Any], curvature: Curvature) -> CountSketch:
     """Returns what an index's vectors were made with, from what is noted of it."""
-    damping = Relative(float(entry["inputs"]["damping"]))
-    return count_sketch(curvature, length=entry["length"], inverse=damping)
+    said = entry["inputs"]
+    return count_sketch(
+        curvature,
+        length=entry["length"],
+        inverse=Relative(float(said["damping"])),
+        sides=said["sides"],
+    )
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,7 @@ class _Indexing:
                 "corpus": self.corpus.digest,
                 "bytes": str(self.options.size),
                 "damping": str(self.options.damping),
+                "sides": self.options.sides,
                 "batch": str(size),
             },
             {"role": MODEL, "corpus": self.name},
@@ -185,7 +194,8 @@ class _Indexing:
 
         return self.job.batch(
             self._batch_note,
-            f"{self.model.digest} {self.corpus.digest} {self.options.size}",
+            f"{self.model.digest} {self.corpus.digest} {self.options.size} "
+            f"{self.options.sides}",
             self.options.batch,
             self.corpus.packed,
             work,

@@ -182,6 +182,9 @@ class Index:
       size: Bytes a sequence, at the most.
       kind: How they are looked up: `flat`, compared one and all; `ivf` and `ivfpq`,
         lists around centres; `hnsw`, a graph.
+      sides: Which sides of matrices are turned into the eigenbasis: `both`, or only the
+        `shorter`, where the other is twice as long or longer. That takes less time, and
+        two to three times as many bytes for vectors as good.
       damping: As a multiple of the mean eigenvalue, of the vectors. Questions may be
         solved with another.
       batch: Sequences a batch; measured if left out.
@@ -192,6 +195,7 @@ class Index:
     data: Repeated = ()
     size: Annotated[int, tyro.conf.arg(name="bytes")] = 512
     kind: Literal["flat", "ivf", "ivfpq", "hnsw"] = "flat"
+    sides: Literal["both", "shorter"] = "both"
     damping: float = 0.1
     batch: int | None = None
     save_every: float = 60.0

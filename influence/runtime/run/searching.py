@@ -255,11 +255,11 @@ def opened_index(job: Job) -> Searcher:
             f"The run in {job.folder} has no index yet. Run `influence index "
             f"{job.folder}` first."
         )
-    made = {(x.made["length"], x.made["inputs"]["damping"]) for x in parts}
-    if len(made) > 1:
+    alike = ("bytes", "damping", "sides")
+    if len({tuple(x.made["inputs"][k] for k in alike) for x in parts}) > 1:
         raise ValueError(
-            "The corpora were not indexed alike: some with other --bytes or --damping. "
-            f"Run `influence index {job.folder}` with the same for each."
+            "The corpora were not indexed alike: some with other --bytes, --damping or "
+            f"--sides. Run `influence index {job.folder}` with the same for each."
         )
     curvature = curvature_of(job, files)
     sketch = sketch_of(parts[0].made, curvature)
