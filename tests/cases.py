@@ -6,7 +6,7 @@ under a scan, rematerialised or not. They differ in nothing a law may depend on.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,11 @@ class Case(NamedTuple):
 
 
 def case(make: Callable, bias: bool, dtype: Any = jnp.float64) -> Case:
-    """Returns a model made by one of the makers below, with random weights."""
+    """Returns a model made by one of the makers below, with random weights.
+
+    A maker returns the same function every time it is asked for the same: what was
+    compiled for it serves all of a module's tests.
+    """
     apply, params = make(bias, dtype=dtype)
     return Case(LanguageModel(apply), randomised(params, dtype), texts(7))
 
@@ -66,6 +70,7 @@ def attend(q: Array, k: Array, v: Array) -> Array:
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*q.shape[:2], D)
 
 
+@cache
 def raw(
     bias: bool, scan: bool, dtype: Any, remat: bool = False
 ) -> tuple[Callable, Params]:
@@ -164,6 +169,7 @@ class NNXDecoder(nnx.Module):
         return self.head(x)
 
 
+@cache
 def in_nnx(bias: bool, scan: bool, dtype: Any) -> tuple[Callable, Params]:
     """Returns a Flax NNX model as a function of its state."""
     model, params = nnx.split(NNXDecoder(bias, scan, dtype, nnx.Rngs(0)))
@@ -212,6 +218,7 @@ class LinenDecoder(linen.Module):
         return linen.Dense(V, use_bias=False, param_dtype=self.dtype, name="head")(x)
 
 
+@cache
 def in_linen(bias: bool, scan: bool, dtype: Any) -> tuple[Callable, Params]:
     """Returns a Flax Linen model as a function of its parameters."""
     model = LinenDecoder(bias, scan, dtype)

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 
 # The models here are tiny, and most of the time would be XLA's compiling them: half of
 # it goes without optimisation and without the newer, slower emitters of fused loops.
@@ -28,6 +29,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import pytest  # noqa: E402
+
+LONGEST = {"test_notebooks.py", "test_responding.py", "test_demo.py"}
+"""Of few tests, which take long: begun last they would be waited for."""
+
+
+def pytest_collection_modifyitems(items):
+    """Files with most tests come first, behind those that take longest."""
+    counts = Counter(x.path for x in items)
+    items.sort(key=lambda x: (x.path.name not in LONGEST, -counts[x.path]))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,5 +1,7 @@
 """A sketch as long as gradients loses nothing; a shorter one is right on average."""
 
+from functools import cache
+
 import jax
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from tests import cases
 ROUNDING = 1e-9  # float64; scores are of the order of one.
 
 
+@cache
 def made(make, bias=True, layers="*"):
     """Returns what is needed: a case, its curvature and the scores of a scan."""
     case = cases.case(cases.MAKERS[make], bias)
@@ -51,6 +54,7 @@ def test_a_sketch_with_room_for_every_coordinate_is_exact(make):
         np.testing.assert_allclose(found, scores, atol=ROUNDING)
 
 
+@cache
 def with_long_sides():
     """Returns a case whose stacked layers have sides two and three times the other.
 

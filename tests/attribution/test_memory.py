@@ -1,7 +1,7 @@
 """Queries are most of the memory, and are held once: counted in arrays and by XLA."""
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ def apply(params, tokens):
     return x @ params["head"]
 
 
+@cache
 def fitted():
     """Returns a model, its data, its curvature and what is asked."""
     draw = partial(jax.random.normal, dtype=jnp.float64)
@@ -138,6 +139,7 @@ def mixed(params, tokens):
     return x @ params["head"]
 
 
+@cache
 def fitted_to_mixed():
     """Returns the same as `fitted` of a model with layers of every sort."""
     draw = partial(np.random.default_rng(0).normal, scale=0.3)
