@@ -1,10 +1,12 @@
 """How little work gives the same ranking, and how much time does that save?
 
     python -m experiments.equal_fidelity --reference DIR [--config small|medium]
+        [--timed FILE]
 
 Two ways to do less: to fit the curvature to some of the sequences, and to answer from
-an index, a short vector a sequence, instead of a second pass over the corpus. Every
-way's scores are held against those of a curvature fitted to all, with the same sampled
+an index, a vector a sequence, instead of a second pass over the corpus; made with both
+sides of matrices turned into the eigenbasis, or with the shorter alone. Every way's
+scores are held against those of a curvature fitted to all, with the same sampled
 labels and exact gradients: Spearman's correlation over the sequences, query by query.
 Of the medium model, which `DIR` has no weights of, some steps of training come first.
 
@@ -17,7 +19,7 @@ of its own; it has no index.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,7 @@ from experiments.bench_engine import OURS, SIZES, job
 from experiments.contender import Data, Job, data, measured
 from experiments.reference import GPT, Counted, examples
 from influence.attribution import countsketch
+from influence.attribution.countsketch import Sides
 from influence.attribution.measurements import likelihoods
 from influence.attribution.query import Query
 from influence.curvature.operator import Curvature
@@ -48,8 +51,17 @@ ENOUGH = 0.99
 PARTS = (2, 4, 8, 16, 32)
 """One of so many sequences is fitted to."""
 
-BYTES = (4096, 16384, 65536)
+BYTES = (16384, 65536, 262144)
 """Of an index, a sequence."""
+
+FITTING = ("covariance", "eigendecomposition", "eigenvalues")
+
+STAGES: dict[str | None, str] = {
+    None: "scan",
+    "both": "index",
+    "shorter": "index, shorter sides",
+}
+"""What is timed by `bench_engine`, by the sides that are turned; None: no index."""
 
 PEER = "kronfluence"
 
@@ -73,6 +85,7 @@ class Row(NamedTuple):
     Attributes:
       fitted: how many sequences the curvature was fitted to.
       bytes: of an index, a sequence; None where gradients were exact.
+      sides: of matrices that are turned for it.
       spearman: with the full fit's exact scores, averaged over queries.
       least: that of the query with the lowest.
       lookup: processor seconds to look all queries up, in an index.
@@ -80,6 +93,7 @@ class Row(NamedTuple):
 
     fitted: int
     bytes: int | None
+    sides: Sides | None
     spearman: float
     least: float
     lookup: float = 0.0
@@ -93,6 +107,7 @@ class Saving(NamedTuple):
       fitted: how many sequences the curvature is fitted to.
       bytes: of an index, a sequence; None if the corpus is scanned for every set of
         queries.
+      sides: of matrices that are turned for it.
       one: for the scores of one set of queries, from the beginning.
       two: and of a second one after it.
     """
@@ -100,6 +115,7 @@ class Saving(NamedTuple):
     who: str
     fitted: int
     bytes: int | None
+    sides: Sides | None
     one: float
     two: float
 
@@ -110,6 +126,7 @@ def main(
     sequences: int = 1024,
     scored: int = 256,
     steps: int = 200,
+    timed: Path | None = None,
 ) -> None:
     """Prints both tables and writes them.
 
@@ -119,18 +136,15 @@ def main(
       sequences: how many there are to fit to and to score.
       scored: of how many of them, spread over all, scores are compared.
       steps: of training, where the reference has no weights.
+      timed: what stages take, as `bench_engine --json` says it in its last line;
+        `experiments/results/bench_engine_CONFIG.json` if left out.
     """
     console = Console(width=120)
-    timed = results.FOLDER / f"bench_engine_{config}.json"
-    if not timed.exists():
-        raise FileNotFoundError(
-            f"{timed} is not there, which says what stages take. Keep the last line of "
-            f"experiments.bench_engine --config {config} --peers --json there."
-        )
+    timed = timed or results.FOLDER / f"bench_engine_{config}.json"
+    stages = stages_in(timed)
     setting = prepared(reference, config, sequences, scored, steps)
     rows = list(measure(setting))
     console.print(shown("fidelity", Row._fields, rows))
-    stages = json.loads(timed.read_text())["stages"]
     context = SIZES[config]["context"]
     found = list(savings(rows, stages, context, sequences, len(setting.asked)))
     console.print(shown("processor seconds", Saving._fields, found))
@@ -141,6 +155,7 @@ def main(
             "sequences": sequences,
             "scored": scored,
             "steps": steps,
+            "timed": timed.name,
             "enough": ENOUGH,
         },
         rows={
@@ -148,6 +163,28 @@ def main(
             "savings": [x._asdict() for x in found],
         },
     )
+
+
+def stages_in(timed: Path) -> dict[str, Any]:
+    """Returns what the stages take.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if a stage that is needed, or the peer, is not in it.
+    """
+    if not timed.exists():
+        raise FileNotFoundError(
+            f"{timed} is not there, which says what stages take. Keep the last line of "
+            "experiments.bench_engine --peers --json there."
+        )
+    stages = json.loads(timed.read_text())["stages"]
+    missing = [x for x in (*FITTING, "query", *STAGES.values()) if x not in stages]
+    if missing or PEER not in stages["scan"]["peers"]:
+        raise ValueError(
+            f"{timed} does not say what {', '.join(missing) or PEER} takes. Make it "
+            "again, with experiments.bench_engine --peers --json."
+        )
+    return stages
 
 
 def shown(title: str, heads: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Table:
@@ -205,12 +242,13 @@ def savings(
         answer = rates.took("query", asked) + rates.took("scan", train)
         for count in (train, fewest):
             fit = rates.fit(count)
-            yield Saving(who, count, None, fit + answer, fit + 2 * answer)
+            yield Saving(who, count, None, None, fit + answer, fit + 2 * answer)
     for x in good:
         if x.bytes is not None:
-            first = rates.fit(x.fitted) + rates.took("index", train)
+            first = rates.fit(x.fitted) + rates.took(STAGES[x.sides], train)
             answer = rates.took("query", asked) + x.lookup
-            yield Saving(OURS, x.fitted, x.bytes, first + answer, first + 2 * answer)
+            one, two = first + answer, first + 2 * answer
+            yield Saving(OURS, x.fitted, x.bytes, x.sides, one, two)
 
 
 def prepared(
@@ -260,23 +298,30 @@ def trained(task: Counted, params: Any, rows: Examples, steps: int) -> Any:
 
 
 def measure(of: Setting) -> Iterator[Row]:
-    """Yields how well every way does."""
+    """Yields how well every way does.
+
+    With curvature fitted to less, indexes are as long as the longest.
+    """
     n = len(of.train)
     fitted, query = asked(of, n)
     exact_QxN = scored(of, query)
-    sizes = []
-    for size in BYTES:
-        short = indexed(of, fitted, query, exact_QxN, size, n)
-        sizes += [size] if short.spearman >= ENOUGH else []
-        yield short
+
+    def answered(size: int, sides: Sides) -> Row:
+        guess_QxN, seconds = looked_up(of, fitted, query, size, sides)
+        like = alike(guess_QxN, exact_QxN)
+        return Row(fitted.sequences, size, sides, *like, seconds)
+
+    for sides in get_args(Sides):
+        for size in BYTES:
+            yield answered(size, sides)
     for part in PARTS:
         fitted, query = asked(of, n // part)
-        exact = row(n // part, None, exact_QxN, scored(of, query))
+        exact = Row(n // part, None, None, *alike(scored(of, query), exact_QxN))
         yield exact
         if exact.spearman < ENOUGH:
             break
-        if sizes:
-            yield indexed(of, fitted, query, exact_QxN, sizes[0], n // part)
+        for sides in get_args(Sides):
+            yield answered(BYTES[-1], sides)
 
 
 def spread(rows: Examples, count: int) -> Examples:
@@ -302,17 +347,15 @@ def scored(of: Setting, query: Query) -> np.ndarray:
     return np.asarray(found.total)
 
 
-def indexed(
-    of: Setting,
-    curvature: Curvature,
-    query: Query,
-    exact_QxN: np.ndarray,
-    size: int,
-    fitted: int,
-) -> Row:
-    """Returns how well an index of so many bytes a sequence does by itself."""
+def looked_up(
+    of: Setting, curvature: Curvature, query: Query, size: int, sides: Sides
+) -> tuple[np.ndarray, float]:
+    """Returns what an index makes of the scores, `[Q, N]`, and how long that takes."""
     sketch = countsketch.count_sketch(
-        curvature, length=length_in(size), inverse=influence.Relative(of.damping)
+        curvature,
+        length=length_in(size),
+        inverse=influence.Relative(of.damping),
+        sides=sides,
     )
     read = countsketch.reader(of.task, of.params, sketch)
     rows = [encode(np.asarray(read(x))[x.real_B]) for x in of.scored.batches(of.batch)]
@@ -320,20 +363,16 @@ def indexed(
     codes = Codes(np.concatenate(rows))
     find, found = flat(codes), []
     cost = measured(lambda: found.append(find(v_QxK, len(codes))))
-    guess_QxN = np.empty_like(exact_QxN)
+    guess_QxN = np.empty_like(found[0].products)
     np.put_along_axis(guess_QxN, found[0].places, found[0].products, axis=1)
     # Flat: a look-up takes as long as there are sequences.
-    seconds = cost.cpu_seconds * len(of.train) / len(codes)
-    return row(fitted, size, exact_QxN, guess_QxN)._replace(lookup=seconds)
+    return guess_QxN, cost.cpu_seconds * len(of.train) / len(codes)
 
 
-def row(
-    fitted: int, size: int | None, exact_QxN: np.ndarray, other_QxN: np.ndarray
-) -> Row:
-    """Returns how like two sets of scores are."""
-    like = compared(other_QxN, exact_QxN)
-    ranks = like["spearman, mean of queries"], like["spearman, worst query"]
-    return Row(fitted, size, *ranks)
+def alike(found_QxN: np.ndarray, exact_QxN: np.ndarray) -> tuple[float, float]:
+    """Returns how like two sets of scores are ranked: on average, and at worst."""
+    like = compared(found_QxN, exact_QxN)
+    return like["spearman, mean of queries"], like["spearman, worst query"]
 
 
 if __name__ == "__main__":

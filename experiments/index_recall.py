@@ -28,6 +28,7 @@ from experiments.results import figure, write
 from experiments.small_model import Model as Trained
 from experiments.small_model import continuations, decoder, model, read
 from influence.attribution import countsketch, sketch
+from influence.attribution.countsketch import Sides
 from influence.attribution.measurements import completions
 from influence.model.train import Recipe
 from influence.model.transformer import Apply
@@ -51,6 +52,7 @@ from influence.runtime.run.options import (
     Data,
     Fit,
     Index,
+    Kind,
     Packing,
     Query,
     Scan,
@@ -60,8 +62,17 @@ from influence.runtime.run.scanning import scan
 from influence.runtime.run.searching import search
 
 VOCABULARY, CONTEXT, PROMPT = 1024, 32, 16
-SIZES = (128, 256, 512)
-"""Bytes a sequence; the last is looked up in every way."""
+SIZE = 512
+"""Bytes a sequence, of what is compared with others."""
+
+WAYS: tuple[tuple[int, Sides, tuple[Kind, ...]], ...] = (
+    (128, "both", ("flat",)),
+    (256, "both", ("flat",)),
+    (SIZE, "shorter", ("flat",)),
+    (2 * SIZE, "shorter", ("flat",)),
+    (SIZE, "both", ("flat", "ivf", "ivfpq", "hnsw")),
+)
+"""Bytes a sequence, the sides that are turned, and how vectors are looked up."""
 
 CANDIDATES = (200, 1000)
 BATCH = 64
@@ -116,7 +127,7 @@ def others(
     curvature = curvature_of(job, job.noted(f"curvature of {MODEL}")["files"])
     asked = completions(trained.task, questions)
     matrices = sum(int(np.prod(x.stack)) for x in curvature.layers)
-    rank = int((SIZES[-1] / matrices) ** 0.5)
+    rank = int((SIZE / matrices) ** 0.5)
     random = sketch.random(curvature.layers, rank)
     leading = sketch.leading(curvature, rank)
     for name, projection, normalise in (
@@ -137,13 +148,13 @@ def others(
 
 
 def ours(folder: Path, own: Models, job: Job, scores_QxN: np.ndarray) -> Iterator[Row]:
-    """Yields what count sketches of several sizes find, the largest in every way."""
+    """Yields what count sketches find, made and looked up in several ways."""
     solved = job.ledger.run.read("model/queries.safetensors", formats.read_query)
     curvature = curvature_of(job, job.noted(f"curvature of {MODEL}")["files"])
-    for size in SIZES:
-        kinds: list[Any] = list(KINDS) if size == SIZES[-1] else ["flat"]
+    for size, sides, kinds in WAYS:
         for kind in kinds:
-            index(Index(folder, size=size, kind=kind, batch=BATCH), Console(), own)
+            way = Index(folder, size=size, kind=kind, sides=sides, batch=BATCH)
+            index(way, Console(), own)
             entry = opened(folder).stages["index of texts"]
             sketched = sketch_of(entry, curvature)
             v_QxK = -np.asarray(countsketch.asked(sketched, solved), np.float32)
@@ -151,9 +162,9 @@ def ours(folder: Path, own: Models, job: Job, scores_QxN: np.ndarray) -> Iterato
             path = folder / lookup_at("texts", kind)
             whole = kept_bytes(codes, codes_at(job, "texts"), path)
             find = KINDS[kind].open(codes, path)
-            yield from looked_up(
-                find, v_QxK, scores_QxN, ("count sketch, signs", whole, kind)
-            )
+            said = ", shorter sides" if sides == "shorter" else ""
+            about = (f"count sketch, signs{said}", whole, kind)
+            yield from looked_up(find, v_QxK, scores_QxN, about)
 
 
 def kept_bytes(codes: Codes, vectors: Path, beside: Path) -> int:
@@ -207,7 +218,7 @@ def main() -> None:
     scores = found(job).total().transpose("query", "train").values
     rows = list(ours(folder, own, job, scores))
     rows += others(trained, job, questions, scores)
-    index(Index(folder, size=SIZES[-1], kind="flat", batch=BATCH), console, own)
+    index(Index(folder, size=SIZE, kind="flat", batch=BATCH), console, own)
     one = Search(folder, queries=work / "question.jsonl", top=1)
     for _ in range(2):  # the second finds everything compiled
         took = search(one, QUIET, own).seconds

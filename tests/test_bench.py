@@ -1,5 +1,7 @@
 """Every stage of the benchmark runs, on a model too small to say anything."""
 
+import json
+
 import pytest
 
 from experiments.bench_engine import (
@@ -15,7 +17,15 @@ from experiments.bench_engine import (
 )
 from experiments.contender import Cost, Job, data, measured
 from experiments.contender_influence import stages
-from experiments.equal_fidelity import PEER, Row, Saving, savings
+from experiments.equal_fidelity import (
+    FITTING,
+    PEER,
+    STAGES,
+    Row,
+    Saving,
+    savings,
+    stages_in,
+)
 
 
 @pytest.mark.slow
@@ -80,19 +90,36 @@ def test_what_fewer_sequences_and_an_index_save():
     stages = {k: at(x, peers={PEER: at(x / 2)}) for k, x in ours.items()}
     stages["eigendecomposition"] = {**decomposed, "peers": {PEER: decomposed}}
     stages["index"] = at(4.0, peers={})
+    stages["index, shorter sides"] = at(8.0, peers={})
     rows = [
-        Row(100, 8, 0.995, 0.9, lookup=0.25),
-        Row(50, None, 0.999, 0.9),
-        Row(50, 8, 0.991, 0.9, lookup=0.25),
-        Row(25, None, 0.5, 0.1),
+        Row(100, 8, "both", 0.995, 0.9, lookup=0.25),
+        Row(50, None, None, 0.999, 0.9),
+        Row(50, 8, "both", 0.991, 0.9, lookup=0.25),
+        Row(50, 8, "shorter", 0.991, 0.9, lookup=0.25),
+        Row(25, None, None, 0.5, 0.1),
     ]
     found = list(savings(rows, stages, context=2, train=100, asked=3))
-    # 20 + 40 + 3 to fit to all, 3 a set of queries, 20 a scan, 50 to index.
+    # 20 + 40 + 3 to fit to all, 3 a set of queries, 20 a scan, 50 or 25 to index.
     assert found == [
-        Saving(PEER, 100, None, 169.0, 215.0),
-        Saving(PEER, 50, None, 109.0, 155.0),
-        Saving(OURS, 100, None, 86.0, 109.0),
-        Saving(OURS, 50, None, 56.0, 79.0),
-        Saving(OURS, 100, 8, 116.25, 119.5),
-        Saving(OURS, 50, 8, 86.25, 89.5),
+        Saving(PEER, 100, None, None, 169.0, 215.0),
+        Saving(PEER, 50, None, None, 109.0, 155.0),
+        Saving(OURS, 100, None, None, 86.0, 109.0),
+        Saving(OURS, 50, None, None, 56.0, 79.0),
+        Saving(OURS, 100, 8, "both", 116.25, 119.5),
+        Saving(OURS, 50, 8, "both", 86.25, 89.5),
+        Saving(OURS, 50, 8, "shorter", 61.25, 64.5),
     ]
+
+
+def test_stages_that_were_not_timed_are_said_before_anything_is_measured(tmp_path):
+    path = tmp_path / "timed.json"
+    with pytest.raises(FileNotFoundError, match="which says what stages take"):
+        stages_in(path)
+    names = (*FITTING, "query", *filter(None, STAGES.values()))
+    stages = {x: {"peers": {PEER: {}}} for x in names}
+    path.write_text(json.dumps({"stages": stages}))
+    assert stages_in(path) == stages
+    del stages["index, shorter sides"]
+    path.write_text(json.dumps({"stages": stages}))
+    with pytest.raises(ValueError, match="what index, shorter sides takes"):
+        stages_in(path)

@@ -24,10 +24,10 @@ queries `E|v|² E|u|²` is least, coordinate by coordinate, for
 which is `(Λ + λ)^-½` in the eigenbasis. Where longer sides stay as they are the product
 is larger, and a sketch has to be longer by as much for the same error.
 
-What is kept of the `K` numbers are their signs, which say most about numbers that are
-normally distributed, as sums of many are. Of few coordinates they are heavy-tailed:
-so sums that are `K / 64` apart are added up once more, under the 64 patterns of signs
-of a Hadamard matrix. That is a rotation, and changes no product.
+An index keeps the signs of these numbers, which say most where they are normally
+distributed, as sums of many are. Sums of few coordinates are heavy-tailed: so in long
+vectors those that are `K / 64` apart are added up once more, under the 64 patterns of
+signs of a Hadamard matrix. That is a rotation, and changes no product.
 
 The shares of layers are gone in the sum: what a look-up finds is to be scored again,
 exactly.
@@ -64,7 +64,7 @@ LONGER = 2
 """A side so many times as long as the other stays as it is, if only shorter turn."""
 
 MIXED = 64
-"""Of so many sums each is mixed with the others, at the most; a power of two."""
+"""So many sums are mixed with one another; a power of two."""
 
 MIXED_FROM = 8192
 """From so many bytes of signs, lengths are multiples of that."""
@@ -132,10 +132,7 @@ def count_sketch(
         block = curvature.blocks[x.name]
         blocks[x.name], rest = _parted(block, x.reads in inputs, x.name in outputs)
         scales[x.name] = _signed(key, _weights(rest, inverse(block.lam_OxI)))
-    about = (
-        f"count sketch of {length}, mixed by {_mixed(length)}, {sides} sides turned, "
-        f"damping {inverse}, seed {seed}"
-    )
+    about = f"count sketch of {length}, {sides} sides, damping {inverse}, seed {seed}"
     return CountSketch(curvature.layers, blocks, scales, length, about)
 
 
@@ -146,9 +143,9 @@ def _left(layers: tuple[Layer, ...], sides: Sides) -> tuple[set[str], set[str]]:
     """
     if sides == "both":
         return set(), set()
-    turned = {x.reads for x in layers if x.columns < LONGER * x.outputs}
+    read = {x.reads for x in layers if x.columns < LONGER * x.outputs}
     outputs = {x.name for x in layers if x.outputs >= LONGER * x.columns}
-    return {x.reads for x in layers} - turned, outputs
+    return {x.reads for x in layers} - read, outputs
 
 
 def _parted(
@@ -271,20 +268,16 @@ def _together(
     return mixed(jnp.stack(moved).sum(0))
 
 
-def _mixed(length: int) -> int:
-    """Returns how many numbers of a vector are mixed with one another."""
-    return math.gcd(length, MIXED)
-
-
 def mixed(short: Array) -> Array:
     """Returns vectors `[..., K]`, rotated so that no few of their numbers stand out.
 
-    Numbers that are `K / 64` apart are mixed by a Hadamard matrix; by a smaller one
-    where 64 is no factor of `K`, by none if it is odd.
+    Numbers that are `K / 64` apart are mixed by a Hadamard matrix; none, where 64 is no
+    factor of `K`.
     """
-    parts = _mixed(short.shape[-1])
-    signs = jnp.asarray(hadamard(parts) / math.sqrt(parts), short.dtype)
-    apart = short.reshape(*short.shape[:-1], parts, -1)
+    if short.shape[-1] % MIXED:
+        return short
+    signs = jnp.asarray(hadamard(MIXED) / math.sqrt(MIXED), short.dtype)
+    apart = short.reshape(*short.shape[:-1], MIXED, -1)
     return contract("ij,...jk->...ik", signs, apart).reshape(short.shape)
 
 
@@ -333,8 +326,8 @@ def length_of(size: int) -> int:
     """Returns how many signs fit into so many bytes: 8 or 64 times a prime number.
 
     The sizes of layers have no such factor, so that no two rows of a matrix are added
-    up in place unless they are far apart. Long vectors, which few coordinates fall
-    together in, are multiples of what `mixed` mixes at the most.
+    up in place unless they are far apart. Those of long vectors, whose numbers are sums
+    of few coordinates, are multiples of what `mixed` mixes.
 
     Raises:
       ValueError: if not even two bytes are left for them.

@@ -8,12 +8,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from influence.attribution.countsketch import Sides
 from influence.runtime.corpus.source import LONGEST
 
 Folder = Annotated[Path, tyro.conf.Positional]
 
 Meshed = tuple[int, int] | None
 """How many devices examples are dealt out to, and over how many models are cut."""
+
+Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
+"""How vectors are looked up."""
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """An option that is given once for each of several values."""
@@ -194,8 +198,8 @@ class Index:
     run: Folder
     data: Repeated = ()
     size: Annotated[int, tyro.conf.arg(name="bytes")] = 512
-    kind: Literal["flat", "ivf", "ivfpq", "hnsw"] = "flat"
-    sides: Literal["both", "shorter"] = "both"
+    kind: Kind = "flat"
+    sides: Sides = "both"
     damping: float = 0.1
     batch: int | None = None
     save_every: float = 60.0

@@ -103,6 +103,31 @@ def test_an_index_grows_by_corpora(tmp_path):
     np.testing.assert_allclose(answer.total.sel(train=order), expected, atol=ROUNDING)
 
 
+def test_shorter_sides_alone_are_an_index_of_its_own(tmp_path):
+    make.copied(tmp_path)
+    own = make.models()
+    whole = indexed(tmp_path, own)
+    indexed(tmp_path, own, sides="shorter")
+    made = opened(tmp_path / "run").stages["index of texts"]["inputs"]["sides"]
+    assert made == "shorter"
+    answer = search(asked(tmp_path, rescore=23), QUIET, own)
+    expected = found(job_of(tmp_path, own)).total()
+    order = expected["train"].values.tolist()
+    np.testing.assert_allclose(answer.total.sel(train=order), expected, atol=ROUNDING)
+    assert indexed(tmp_path, own) == whole
+
+
+@pytest.mark.parametrize("changed", [{"size": 80}, {"damping": 0.2}, {"sides": "both"}])
+def test_corpora_indexed_otherwise_are_not_asked_together(tmp_path, changed):
+    make.copied(tmp_path)
+    own = make.models()
+    more = make.corpus(tmp_path, n=11, seed=5, name="more")
+    indexed(tmp_path, own, sides="shorter")
+    indexed(tmp_path, own, **{"sides": "shorter", "data": (str(more),), **changed})
+    with pytest.raises(ValueError, match="other --bytes, --damping or --sides"):
+        search(asked(tmp_path), QUIET, own)
+
+
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"ivfpq"}))
 def test_every_kind_can_be_asked(tmp_path, kind):
     make.copied(tmp_path)
