@@ -41,7 +41,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from scipy.linalg import hadamard
 
@@ -340,6 +339,7 @@ def length_of(size: int) -> int:
     if size < 2:
         raise ValueError(f"Signs take 2 bytes at least, not {size}.")
     parts = MIXED if size >= MIXED_FROM else 8
-    numbers = np.arange(2, size * 8 // parts + 1)
-    prime = [n for n in numbers if all(n % k for k in range(2, int(n**0.5) + 1))]
-    return parts * int(prime[-1])
+    numbers = range(8 * size // parts, 1, -1)
+    return parts * next(
+        n for n in numbers if all(n % k for k in range(2, math.isqrt(n) + 1))
+    )
