@@ -19,11 +19,18 @@ def cells(path: Path, kind: str) -> list[str]:
     return ["".join(x["source"]) for x in said["cells"] if x["cell_type"] == kind]
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Returns where what one notebook compiled is kept for the next."""
+    return str(tmp_path_factory.mktemp("programs"))
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda x: x.stem)
-def test_a_notebook_runs(path):
+def test_a_notebook_runs(path, programs):
     # In a process of its own: a reader has neither our float64 nor our strictness.
     code = "import matplotlib\nmatplotlib.use('Agg')\n" + "\n".join(cells(path, "code"))
     environment = {k: x for k, x in os.environ.items() if k != "XLA_FLAGS"}
+    environment["JAX_COMPILATION_CACHE_DIR"] = programs
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
