@@ -186,9 +186,9 @@ class Index:
       size: Bytes a sequence, at the most.
       kind: How they are looked up: `flat`, compared one and all; `ivf` and `ivfpq`,
         lists around centres; `hnsw`, a graph.
-      sides: Which sides of matrices are turned into the eigenbasis: `both`, or only the
-        `shorter`, where the other is twice as long or longer. That takes less time, and
-        two to three times as many bytes for vectors as good.
+      sides: Which sides of matrices are turned into the eigenbasis: `both`, or, where
+        one is twice as long as the other or longer, only the `shorter`. That takes less
+        time, and about three times as many bytes for vectors as good.
       damping: As a multiple of the mean eigenvalue, of the vectors. Questions may be
         solved with another.
       batch: Sequences a batch; measured if left out.
