@@ -164,7 +164,10 @@ def query_of(scan: str, low: str) -> str:
     return f"query{low}" if scan.endswith(low) else "query"
 
 
-WHOLE = ("covariance", "eigendecomposition", "eigenvalues", "query + scan")
+FITTING = ("covariance", "eigendecomposition", "eigenvalues")
+"""What it takes to fit the curvature."""
+
+WHOLE = (*FITTING, "query + scan")
 """What it takes to have the scores of a first set of queries."""
 
 

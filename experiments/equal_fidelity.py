@@ -1,7 +1,7 @@
 """How little work gives the same ranking, and how much time does that save?
 
-    python -m experiments.equal_fidelity --reference DIR [--config small|medium]
-        [--timed FILE]
+    python -m experiments.equal_fidelity --reference DIR --timed FILE
+        [--config small|medium]
 
 Two ways to do less: to fit the curvature to some of the sequences, and to answer from
 an index, a vector a sequence, instead of a second pass over the corpus; made with both
@@ -10,8 +10,8 @@ scores are held against those of a curvature fitted to all, with the same sample
 labels and exact gradients: Spearman's correlation over the sequences, query by query.
 Of the medium model, which `DIR` has no weights of, some steps of training come first.
 
-What it saves is put together from the stages that `experiments.bench_engine` timed on
-this machine (`experiments/results/bench_engine_*.json`), ours and kronfluence's, for
+What it saves is put together from the stages that `experiments.bench_engine` timed on a
+machine (`--timed experiments/results/bench_engine_*.json`), ours and kronfluence's, for
 the sequences and queries asked for. kronfluence is given the same subsampling in a row
 of its own; it has no index.
 """
@@ -30,7 +30,7 @@ from rich.table import Table
 import influence
 from experiments import results
 from experiments.alike import compared
-from experiments.bench_engine import OURS, SIZES, job
+from experiments.bench_engine import FITTING, OURS, SIZES, job
 from experiments.contender import Data, Job, data, measured
 from experiments.reference import GPT, Counted, examples
 from influence.attribution import countsketch
@@ -54,14 +54,8 @@ PARTS = (2, 4, 8, 16, 32)
 BYTES = (16384, 65536, 262144)
 """Of an index, a sequence."""
 
-FITTING = ("covariance", "eigendecomposition", "eigenvalues")
-
-STAGES: dict[str | None, str] = {
-    None: "scan",
-    "both": "index",
-    "shorter": "index, shorter sides",
-}
-"""What is timed by `bench_engine`, by the sides that are turned; None: no index."""
+INDEXING: dict[Sides, str] = {"both": "index", "shorter": "index, shorter sides"}
+"""What `bench_engine` calls that, by the sides that are turned."""
 
 PEER = "kronfluence"
 
@@ -122,25 +116,23 @@ class Saving(NamedTuple):
 
 def main(
     reference: Path,
+    timed: Path,
     config: Literal["small", "medium"] = "small",
     sequences: int = 1024,
     scored: int = 256,
     steps: int = 200,
-    timed: Path | None = None,
 ) -> None:
     """Prints both tables and writes them.
 
     Args:
       reference: the reference folder.
+      timed: what stages take, as `bench_engine --peers --json` says in its last line.
       config: which model.
       sequences: how many there are to fit to and to score.
       scored: of how many of them, spread over all, scores are compared.
       steps: of training, where the reference has no weights.
-      timed: what stages take, as `bench_engine --json` says it in its last line;
-        `experiments/results/bench_engine_CONFIG.json` if left out.
     """
     console = Console(width=120)
-    timed = timed or results.FOLDER / f"bench_engine_{config}.json"
     stages = stages_in(timed)
     setting = prepared(reference, config, sequences, scored, steps)
     rows = list(measure(setting))
@@ -178,7 +170,9 @@ def stages_in(timed: Path) -> dict[str, Any]:
             "experiments.bench_engine --peers --json there."
         )
     stages = json.loads(timed.read_text())["stages"]
-    missing = [x for x in (*FITTING, "query", *STAGES.values()) if x not in stages]
+    missing = [
+        x for x in (*FITTING, "query", "scan", *INDEXING.values()) if x not in stages
+    ]
     if missing or PEER not in stages["scan"]["peers"]:
         raise ValueError(
             f"{timed} does not say what {', '.join(missing) or PEER} takes. Make it "
@@ -244,8 +238,8 @@ def savings(
             fit = rates.fit(count)
             yield Saving(who, count, None, None, fit + answer, fit + 2 * answer)
     for x in good:
-        if x.bytes is not None:
-            first = rates.fit(x.fitted) + rates.took(STAGES[x.sides], train)
+        if x.sides is not None:
+            first = rates.fit(x.fitted) + rates.took(INDEXING[x.sides], train)
             answer = rates.took("query", asked) + x.lookup
             one, two = first + answer, first + 2 * answer
             yield Saving(OURS, x.fitted, x.bytes, x.sides, one, two)
@@ -303,25 +297,20 @@ def measure(of: Setting) -> Iterator[Row]:
     With curvature fitted to less, indexes are as long as the longest.
     """
     n = len(of.train)
-    fitted, query = asked(of, n)
-    exact_QxN = scored(of, query)
-
-    def answered(size: int, sides: Sides) -> Row:
-        guess_QxN, seconds = looked_up(of, fitted, query, size, sides)
-        like = alike(guess_QxN, exact_QxN)
-        return Row(fitted.sequences, size, sides, *like, seconds)
-
+    solved = asked(of, n)
+    exact_QxN = scored(of, solved[1])
     for sides in get_args(Sides):
         for size in BYTES:
-            yield answered(size, sides)
+            yield indexed(of, solved, exact_QxN, size, sides)
     for part in PARTS:
-        fitted, query = asked(of, n // part)
-        exact = Row(n // part, None, None, *alike(scored(of, query), exact_QxN))
+        solved = asked(of, n // part)
+        like = alike(scored(of, solved[1]), exact_QxN)
+        exact = Row(n // part, None, None, *like)
         yield exact
         if exact.spearman < ENOUGH:
             break
         for sides in get_args(Sides):
-            yield answered(BYTES[-1], sides)
+            yield indexed(of, solved, exact_QxN, BYTES[-1], sides)
 
 
 def spread(rows: Examples, count: int) -> Examples:
@@ -347,10 +336,15 @@ def scored(of: Setting, query: Query) -> np.ndarray:
     return np.asarray(found.total)
 
 
-def looked_up(
-    of: Setting, curvature: Curvature, query: Query, size: int, sides: Sides
-) -> tuple[np.ndarray, float]:
-    """Returns what an index makes of the scores, `[Q, N]`, and how long that takes."""
+def indexed(
+    of: Setting,
+    solved: tuple[Curvature, Query],
+    exact_QxN: np.ndarray,
+    size: int,
+    sides: Sides,
+) -> Row:
+    """Returns how well an index of so many bytes a sequence does by itself."""
+    curvature, query = solved
     sketch = countsketch.count_sketch(
         curvature,
         length=length_in(size),
@@ -363,10 +357,12 @@ def looked_up(
     codes = Codes(np.concatenate(rows))
     find, found = flat(codes), []
     cost = measured(lambda: found.append(find(v_QxK, len(codes))))
-    guess_QxN = np.empty_like(found[0].products)
+    guess_QxN = np.empty_like(exact_QxN)
     np.put_along_axis(guess_QxN, found[0].places, found[0].products, axis=1)
     # Flat: a look-up takes as long as there are sequences.
-    return guess_QxN, cost.cpu_seconds * len(of.train) / len(codes)
+    seconds = cost.cpu_seconds * len(of.train) / len(codes)
+    like = alike(guess_QxN, exact_QxN)
+    return Row(curvature.sequences, size, sides, *like, seconds)
 
 
 def alike(found_QxN: np.ndarray, exact_QxN: np.ndarray) -> tuple[float, float]:

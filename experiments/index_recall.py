@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from rich.console import Console
@@ -70,7 +70,7 @@ WAYS: tuple[tuple[int, Sides, tuple[Kind, ...]], ...] = (
     (256, "both", ("flat",)),
     (SIZE, "shorter", ("flat",)),
     (2 * SIZE, "shorter", ("flat",)),
-    (SIZE, "both", ("flat", "ivf", "ivfpq", "hnsw")),
+    (SIZE, "both", get_args(Kind)),
 )
 """Bytes a sequence, the sides that are turned, and how vectors are looked up."""
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments.bench_engine import (
+    FITTING,
     OURS,
     UNIT,
     Timed,
@@ -18,9 +19,8 @@ from experiments.bench_engine import (
 from experiments.contender import Cost, Job, data, measured
 from experiments.contender_influence import stages
 from experiments.equal_fidelity import (
-    FITTING,
+    INDEXING,
     PEER,
-    STAGES,
     Row,
     Saving,
     savings,
@@ -115,11 +115,14 @@ def test_stages_that_were_not_timed_are_said_before_anything_is_measured(tmp_pat
     path = tmp_path / "timed.json"
     with pytest.raises(FileNotFoundError, match="which says what stages take"):
         stages_in(path)
-    names = (*FITTING, "query", *filter(None, STAGES.values()))
+    names = (*FITTING, "query", "scan", *INDEXING.values())
     stages = {x: {"peers": {PEER: {}}} for x in names}
     path.write_text(json.dumps({"stages": stages}))
     assert stages_in(path) == stages
-    del stages["index, shorter sides"]
-    path.write_text(json.dumps({"stages": stages}))
+    lacking = {k: x for k, x in stages.items() if k != "index, shorter sides"}
+    path.write_text(json.dumps({"stages": lacking}))
     with pytest.raises(ValueError, match="what index, shorter sides takes"):
+        stages_in(path)
+    path.write_text(json.dumps({"stages": {**stages, "scan": {"peers": {}}}}))
+    with pytest.raises(ValueError, match=f"what {PEER} takes"):
         stages_in(path)

@@ -108,8 +108,8 @@ def count_sketch(
       inverse: of the damped curvature; queries may be solved with another.
       seed: of the signs.
       sides: which are turned into the eigenbasis. `shorter` leaves those that are twice
-        as long as the other, or longer, as they are: reading a sequence then costs
-        little more than a scan, and the sketch errs more.
+        as long as the other, or longer, as they are: a sequence is read in less time,
+        and the sketch errs more.
 
     Raises:
       ValueError: if the damped curvature of a layer has no inverse, or the length is
@@ -183,8 +183,8 @@ def _signed(key: Array, w_OxI: Array) -> Array:
 def reader(task: Task, params: Params, sketch: CountSketch) -> Callable[[Batch], Array]:
     """Returns `batch -> u' [B, K]`: every sequence's gradient, made short.
 
-    Costs a forward and an activation-backward pass, and the rotation into the
-    eigenbasis.
+    Costs a forward and an activation-backward pass, and the rotation of the sides that
+    are turned.
 
     Example:
       >>> from influence.attribution.countsketch import count_sketch, reader

@@ -209,6 +209,7 @@ class _Indexing:
             "sequences": f"{len(packed):,}",
             "tokens": f"{len(packed) * packed.context:,} at most",
             "kept": f"{len(packed) * width / GB:.3f} GB, {width} bytes a sequence",
+            "turned": f"{self.options.sides} sides of matrices",
             "looked up": self.options.kind,
             "batch": f"{batch.size} sequences",
             "time": f"about {clock(seconds)}, from a timed batch",

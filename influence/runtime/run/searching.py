@@ -255,8 +255,8 @@ def opened_index(job: Job) -> Searcher:
             f"The run in {job.folder} has no index yet. Run `influence index "
             f"{job.folder}` first."
         )
-    alike = ("bytes", "damping", "sides")
-    if len({tuple(x.made["inputs"][k] for k in alike) for x in parts}) > 1:
+    noted = [(x.made["length"], x.made["inputs"]) for x in parts]
+    if len({(length, x["damping"], x["sides"]) for length, x in noted}) > 1:
         raise ValueError(
             "The corpora were not indexed alike: some with other --bytes, --damping or "
             f"--sides. Run `influence index {job.folder}` with the same for each."
