@@ -15,14 +15,14 @@ os.environ.setdefault(
 # Nor do commands that tests start leave anything in the user's cache.
 os.environ["INFLUENCE_CACHE"] = "off"
 
-import jax  # noqa: E402
-
-# Modules compile much of what others did: what a process compiled is kept for the next.
-# A folder for each, so that none reads what another is writing.
+# Tests compile much of what others did, so it is kept for all processes of a run: one
+# that reads what another is still writing warns, and compiles for itself.
 kept = tempfile.TemporaryDirectory(prefix="compiled-")
-jax.config.update("jax_compilation_cache_dir", kept.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", kept.name)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -44,7 +44,8 @@ def pytest_collection_modifyitems(items):
 def _compiled_programs_go_with_their_module():
     """Every compiled program holds memory maps, of which Linux grants a process 65530.
 
-    A run that keeps all of them is aborted by the compiler near its end.
+    A run that keeps all of them is aborted by the compiler near its end, and long
+    before that Python's collector walks through gigabytes.
     """
     yield
     jax.clear_caches()

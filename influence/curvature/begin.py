@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -62,14 +63,27 @@ def check_moments(layers: Sequence[Layer], moments: Covariances) -> None:
             check_factor(x, "covariance of gradients", part)
 
 
+def _size(factor: Array, stack: int) -> Array:
+    """Returns the sum of absolute values of each factor of a stack."""
+    return jnp.abs(factor).sum(tuple(range(stack, factor.ndim)))
+
+
+@jax.jit(static_argnums=1)
+def _sound(factor: Array, stack: int) -> Array:
+    """Returns whether all are finite and none is zero: for most, all there is to do."""
+    size = _size(factor, stack)
+    return (jnp.isfinite(size) & (size > 0)).all()
+
+
 def check_factor(layer: Layer, what: str, factor: Array) -> None:
     """Raises for a factor, `[*stack, …]`, that is zero or not finite.
 
     Raises:
       ValueError: naming the layer and the factor.
     """
-    behind = tuple(range(len(layer.stack), factor.ndim))
-    total = jnp.abs(factor).sum(behind)
+    if _sound(factor, len(layer.stack)):
+        return
+    total = _size(factor, len(layer.stack))
     for place in np.ndindex(total.shape):
         label = layer.name + "".join(f"[{i}]" for i in place)
         if not jnp.isfinite(total[place]):

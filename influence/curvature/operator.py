@@ -186,9 +186,7 @@ class Curvature:
         """
         for name in self.blocks if names is None else names:
             lam = self._block(name).lam_OxI
-            inverted = inverse(lam)
-            finite = (jnp.isfinite(inverted) & (inverted >= 0)).all()
-            if not finite or not inverted.any():
+            if not _invertible(inverse, lam):
                 raise ValueError(
                     f"The curvature of layer {name!r} is singular with damping "
                     f"{inverse}: its smallest eigenvalue is {float(lam.min()):.3g}, "
@@ -214,6 +212,14 @@ class Curvature:
             f"{self.positions} positions, labels {self.labels}"
         )
         return "\n".join([said, head, *lines])
+
+
+@jax.jit(static_argnums=0)
+def _invertible(inverse: Inverse, lam_OxI: Array) -> Array:
+    """Returns whether inverted eigenvalues are finite, none below 0 and not all 0."""
+    inverted = inverse(lam_OxI)
+    finite = jnp.isfinite(inverted) & (inverted >= 0)
+    return finite.all() & inverted.any()
 
 
 @jax.jit(static_argnums=(0, 1))

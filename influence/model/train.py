@@ -80,6 +80,10 @@ class Recipe:
         return self.optimizer(self.schedule)
 
 
+NONE = -1
+"""The place of no sequence: an update that would take it is not made."""
+
+
 class State(NamedTuple):
     """A model in training.
 
@@ -110,7 +114,8 @@ class Progress(NamedTuple):
 class Order:
     """Which sequences every update takes, in chunks of updates.
 
-    Epoch after epoch all sequences in a new order, from a seed.
+    Epoch after epoch all sequences in a new order, from a seed. All chunks are of one
+    length, so that one program serves them: the last is filled up (`filled`).
     """
 
     sequences: int
@@ -123,10 +128,10 @@ class Order:
         return -(-self.recipe.steps // self.chunk)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Walks the chunks, `int32[chunk, batch]`; the last may be shorter."""
+        """Walks the chunks, `int32[chunk, batch]`; the last is filled up."""
         order = self.whole()
         for start in range(0, len(order), self.chunk):
-            yield order[start : start + self.chunk]
+            yield filled(order[start : start + self.chunk], self.chunk)
 
     def whole(self) -> np.ndarray:
         """Returns all of it, `int32[steps, batch]`."""
@@ -211,13 +216,13 @@ class Training:
           after: numbers of updates, ascending.
         """
         state, order, ones = self.begun(seed), self.order(seed), self.ones
-        found, done = [], 0
-        for mark in after:
-            state = walked(
-                self.task, self.recipe, self.data, ones, state, order[done:mark]
-            )
+        stretches = np.split(order, after)[:-1]
+        longest = max(map(len, stretches), default=0)
+        found = []
+        for stretch in stretches:
+            own = filled(stretch, longest)
+            state = walked(self.task, self.recipe, self.data, ones, state, own)
             found.append(state)
-            done = mark
         return found
 
     def distance(self, start: int, stop: int) -> float:
@@ -319,12 +324,17 @@ def steps(
     return jax.lax.scan(partial(step, task, recipe, data, weights_N), state, order)
 
 
+def filled(order: np.ndarray, length: int) -> np.ndarray:
+    """Returns an order with updates behind it that are none, `int32[length, B]`."""
+    return np.pad(order, [(0, length - len(order)), (0, 0)], constant_values=NONE)
+
+
 @jax.jit(static_argnums=(0, 1))
 def walked(
     task: Task, recipe: Recipe, data: Inputs, weights_N: Array, state: State, order
 ) -> State:
     """Returns the state after the updates of an order, and keeps the one before."""
-    return steps(task, recipe, data, weights_N, state, order)[0]
+    return _walk(task, recipe, data, weights_N, state, order)[0]
 
 
 def _spread(each_M: Any) -> Any:
@@ -341,8 +351,25 @@ def _spread(each_M: Any) -> Any:
 def _steps(
     task: Task, recipe: Recipe, state: State, data: Inputs, weights_N: Array, order
 ) -> tuple[State, Array]:
-    state, values = steps(task, recipe, data, weights_N, state, order)
-    return state, values.mean()
+    return _walk(task, recipe, data, weights_N, state, order)
+
+
+def _walk(
+    task: Task, recipe: Recipe, data: Inputs, weights_N: Array, state: State, order
+) -> tuple[State, Array]:
+    """Returns the state after the updates of an order, and their losses' mean.
+
+    As `steps`, but for an order that may be filled up, and without derivatives.
+    """
+    count = (order[:, 0] != NONE).sum()
+
+    def one(i: Array, walked: tuple[State, Array]) -> tuple[State, Array]:
+        state, total = walked
+        state, loss = step(task, recipe, data, weights_N, state, order[i])
+        return state, total + loss.astype(float)
+
+    state, total = jax.lax.fori_loop(0, count, one, (state, jnp.zeros(())))
+    return state, total / count.astype(float)
 
 
 @jax.jit(static_argnums=(0, 1))

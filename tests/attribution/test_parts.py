@@ -19,7 +19,7 @@ from tests.attribution.test_scan import ROUNDING, asked
 from tests.curvature import exact
 
 
-@pytest.mark.parametrize("name", ["raw-loop", "linen-scan"])
+@pytest.mark.parametrize("name", ["raw-loop", "raw-scan"])
 def test_self_influence_is_the_gradient_s_product_with_itself(name):
     case, curvature, *_ = asked(name)
     found = self_influence(case.task, case.params, curvature, case.examples.batches(3))

@@ -58,10 +58,27 @@ def test_a_sequence_of_weight_zero_leaves_no_trace():
 
 
 def test_an_order_takes_every_sequence_once_an_epoch():
-    order = np.concatenate(list(train.Order(6, train.Recipe(9, 4, 0.1), 0))).ravel()
+    order = train.Order(6, train.Recipe(9, 4, 0.1), 0).whole().ravel()
     assert len(order) == 36
     for epoch in order.reshape(6, 6):
         assert sorted(epoch) == list(range(6))
+
+
+def test_chunks_are_alike_and_filling_the_last_one_up_changes_nothing():
+    order = train.Order(6, train.Recipe(9, 4, 0.1), 0, chunk=4)
+    chunks = list(order)
+    assert [x.shape for x in chunks] == [(4, 4)] * len(order)
+    taken = np.concatenate(chunks)
+    np.testing.assert_array_equal(taken[taken[:, 0] != train.NONE], order.whole())
+    fold = train.fold(TASK, RECIPE, TABLE, influence.sequences(TEXTS), np.ones(6))
+    whole = run(fold, [train.Order(6, RECIPE, 0).whole()])
+    apart = run(fold, train.Order(6, RECIPE, 0, chunk=RECIPE.steps - 1))
+    np.testing.assert_array_equal(whole.params, apart.params)
+    np.testing.assert_allclose(
+        whole.losses[0] * RECIPE.steps,
+        apart.losses[0] * (RECIPE.steps - 1) + apart.losses[1],
+        rtol=1e-6,
+    )
 
 
 def test_ranks_go_round_the_queries():

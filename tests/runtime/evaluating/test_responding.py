@@ -1,6 +1,7 @@
 """What the command says of responses is what the floor below makes of them."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -34,19 +35,25 @@ def damped(folder, own, damping=10.0):
     scan(Scan(folder / "run", batch=4, n_train=MANY), QUIET, own)
 
 
-def test_a_run_is_held_beside_the_responses_of_its_own_damping(tmp_path):
-    own = make.models()
-    damped(tmp_path, own)
-    found = respond(Pbrf(tmp_path / "run", **FEW), QUIET, own)
+@pytest.fixture(scope="module")
+def responded(tmp_path_factory):
+    """Returns the folder of a run, its model, and what its responses are."""
+    folder, own = tmp_path_factory.mktemp("responded"), make.models()
+    damped(folder, own)
+    return folder, own, respond(Pbrf(folder / "run", **FEW), QUIET, own)
+
+
+def test_a_run_is_held_beside_the_responses_of_its_own_damping(responded):
+    folder, own, found = responded
     ids = found.responses["train"].values
     assert len(ids) == 6
-    bench = opened(tmp_path, own)
+    bench = opened(folder, own)
     packed = bench.corpus.packed
     places = np.flatnonzero(np.isin(packed.ids, ids))
     truth = pbrf(
         bench.model.task,
         bench.model.params,
-        formats.read_curvature(tmp_path / "run" / "model" / "curvature.safetensors"),
+        formats.read_curvature(folder / "run" / "model" / "curvature.safetensors"),
         bench.measurements,
         bench.job.batches(packed.take(places), 4),
         Held(bench.job.batches(packed, 4), influence.Relative(10.0), MANY),
@@ -61,7 +68,7 @@ def test_a_run_is_held_beside_the_responses_of_its_own_damping(tmp_path):
     # What is solved to the end predicts best: all that is missing is curvature of the
     # response itself.
     assert found.agreement["converged"].interval.value > 0.99
-    kept = json.loads((tmp_path / "run" / "truth" / "pbrf.json").read_text())
+    kept = json.loads((folder / "run" / "truth" / "pbrf.json").read_text())
     assert kept["mean"]["scores"]["value"] == found.agreement["scores"].interval.value
     assert [x["query"] for x in kept["questions"]] == ["first", "second"]
 
@@ -73,12 +80,11 @@ def opened(folder, own):
 
 
 def test_responses_are_kept_and_only_their_judgement_is_stale_with_other_scores(
-    tmp_path,
+    responded, tmp_path
 ):
-    own = make.models()
-    damped(tmp_path, own)
+    folder, own, first = responded
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     told = Pbrf(tmp_path / "run", **FEW)
-    first = respond(told, QUIET, own)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*zarr/*")}
     again = respond(told, QUIET, own)
     assert again.responses.identical(first.responses)
