@@ -44,8 +44,8 @@ def pytest_collection_modifyitems(items):
 def _compiled_programs_go_with_their_module():
     """Every compiled program holds memory maps, of which Linux grants a process 65530.
 
-    A run that keeps all of them is aborted by the compiler near its end, and long
-    before that Python's collector walks through gigabytes.
+    A run that keeps all of them is aborted by the compiler near its end; one that keeps
+    half holds gigabytes, and takes longer.
     """
     yield
     jax.clear_caches()
