@@ -63,18 +63,6 @@ def check_moments(layers: Sequence[Layer], moments: Covariances) -> None:
             check_factor(x, "covariance of gradients", part)
 
 
-def _size(factor: Array, stack: int) -> Array:
-    """Returns the sum of absolute values of each factor of a stack."""
-    return jnp.abs(factor).sum(tuple(range(stack, factor.ndim)))
-
-
-@jax.jit(static_argnums=1)
-def _sound(factor: Array, stack: int) -> Array:
-    """Returns whether all are finite and none is zero: for most, all there is to do."""
-    size = _size(factor, stack)
-    return (jnp.isfinite(size) & (size > 0)).all()
-
-
 def check_factor(layer: Layer, what: str, factor: Array) -> None:
     """Raises for a factor, `[*stack, …]`, that is zero or not finite.
 
@@ -96,3 +84,15 @@ def check_factor(layer: Layer, what: str, factor: Array) -> None:
                 f"The {what} of layer {label!r} is zero, so it can't be inverted: "
                 "nothing that counts reaches the layer. Leave it out of `layers`."
             )
+
+
+def _size(factor: Array, stack: int) -> Array:
+    """Returns the sum of absolute values of each factor of a stack."""
+    return jnp.abs(factor).sum(tuple(range(stack, factor.ndim)))
+
+
+@jax.jit(static_argnums=1)
+def _sound(factor: Array, stack: int) -> Array:
+    """Returns whether all are finite and none is zero: for most, all there is to do."""
+    size = _size(factor, stack)
+    return (jnp.isfinite(size) & (size > 0)).all()

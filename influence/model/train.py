@@ -80,10 +80,6 @@ class Recipe:
         return self.optimizer(self.schedule)
 
 
-NONE = -1
-"""The place of no sequence: an update that would take it is not made."""
-
-
 class State(NamedTuple):
     """A model in training.
 
@@ -108,6 +104,10 @@ class Progress(NamedTuple):
     params: Params
     optimizer: Any
     losses: tuple[Array, ...]
+
+
+NONE = -1
+"""The place of no sequence: an update that would take it is not made."""
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def fold(
 
     def update(progress, order):
         state = State(progress.params, progress.optimizer)
-        state, loss = _steps(task, recipe, state, data, weights, order)
+        state, loss = _steps(task, recipe, data, weights, state, order)
         return Progress(state.params, state.optimizer, (*progress.losses, loss))
 
     return Fold("training", init, update, lambda state: state)
@@ -347,13 +347,6 @@ def _spread(each_M: Any) -> Any:
     return jax.device_put(each_M, jax.sharding.NamedSharding(mesh, along))
 
 
-@jax.jit(static_argnums=(0, 1), donate_argnums=2)
-def _steps(
-    task: Task, recipe: Recipe, state: State, data: Inputs, weights_N: Array, order
-) -> tuple[State, Array]:
-    return _walk(task, recipe, data, weights_N, state, order)
-
-
 def _walk(
     task: Task, recipe: Recipe, data: Inputs, weights_N: Array, state: State, order
 ) -> tuple[State, Array]:
@@ -370,6 +363,10 @@ def _walk(
 
     state, total = jax.lax.fori_loop(0, count, one, (state, jnp.zeros(())))
     return state, total / count.astype(float)
+
+
+_steps = jax.jit(_walk, static_argnums=(0, 1), donate_argnums=4)
+"""As `_walk`, and the state before is gone."""
 
 
 @jax.jit(static_argnums=(0, 1))

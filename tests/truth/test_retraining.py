@@ -68,6 +68,19 @@ def test_training_many_is_the_fold_that_trains_one():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one, other)
 
 
+def test_states_after_any_updates_are_those_of_the_fold_that_trains():
+    order = train.Order(20, RECIPE, 1).whole()
+    found = TRAINING.states(1, [1, 4, len(order)])
+    fold = train.fold(TASK, RECIPE, start(1), POINTS, np.ones(20))
+    for state, mark in zip(found, (1, 4, len(order)), strict=True):
+        expected = run(fold, [order[:mark]])
+        for x, y in (
+            (state.params, expected.params),
+            (state.optimizer, expected.optimizer),
+        ):
+            jax.tree.map(np.testing.assert_array_equal, x, y)
+
+
 def test_what_is_measured_is_what_training_without_the_subset_measures():
     protocol = resampled(3, 0.5, repeats=2)
     truth = retrain(TRAINING, protocol, ASKED, at_once=4)
