@@ -5,13 +5,14 @@ biases, as a raw function, in Flax NNX or in Flax Linen, its blocks in a Python 
 under a scan, rematerialised or not. They differ in nothing a law may depend on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen, nnx
 from jax import Array
 
@@ -41,6 +42,20 @@ def case(make: Callable, bias: bool, dtype: Any = jnp.float64) -> Case:
     return Case(LanguageModel(apply), randomised(params, dtype), texts(7))
 
 
+def thinned(cases: Iterable[Any], always: Collection[Any]) -> list[Any]:
+    """Returns the cases of a test, those that are not always run marked as slow.
+
+    Of laws that take seconds a case, in which those run always hold every fact.
+    """
+    slow = pytest.mark.slow
+    return [
+        x
+        if x in always
+        else pytest.param(*(x if isinstance(x, tuple) else [x]), marks=slow)
+        for x in cases
+    ]
+
+
 def texts(n: int, seed: int = 0) -> Examples:
     """Returns `n` random sequences of two to `T` tokens."""
     rng = np.random.default_rng(seed)
@@ -49,15 +64,17 @@ def texts(n: int, seed: int = 0) -> Examples:
     return sequences(tokens, [f"text-{seed}-{i}" for i in range(n)])
 
 
+def normal(seed: int, shape: tuple[int, ...]) -> Array:
+    """Returns random numbers, for which JAX would compile a program of every shape."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
 def randomised(params: Params, dtype: Any) -> Params:
-    """Returns parameters drawn anew, none of them zero."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    drawn = [
-        jax.random.normal(k, x.shape, dtype) * 0.4
-        for k, x in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, drawn)
+    """Returns parameters of these shapes drawn anew, none of them zero."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.4 * rng.standard_normal(x.shape), dtype), params
+    )
 
 
 def attend(q: Array, k: Array, v: Array) -> Array:
@@ -74,8 +91,7 @@ def attend(q: Array, k: Array, v: Array) -> Array:
 def raw(
     bias: bool, scan: bool, dtype: Any, remat: bool = False
 ) -> tuple[Callable, Params]:
-    """Returns a plain function of a dictionary."""
-    del dtype  # Its arrays are drawn anew in any case.
+    """Returns a plain function of a dictionary, and the shapes of its arrays."""
     shapes = {
         "q": (D, D),
         "k": (D, D),
@@ -84,15 +100,14 @@ def raw(
         "up": (D, F),
         "down": (F, D),
     }
+    stack = (BLOCKS,) if scan else ()
+    like = partial(jax.ShapeDtypeStruct, dtype=dtype)
     block = {
-        k: {"w": jnp.zeros(s)} | ({"b": jnp.zeros(s[1])} if bias else {})
+        k: {"w": like((*stack, *s))} | ({"b": like((*stack, s[1]))} if bias else {})
         for k, s in shapes.items()
     }
-    block |= {"scale": jnp.zeros(D)}
-    if scan:
-        blocks = jax.tree.map(lambda x: jnp.stack([x] * BLOCKS), block)
-    else:
-        blocks = [block] * BLOCKS
+    block |= {"scale": like((*stack, D))}
+    blocks = block if scan else [block] * BLOCKS
 
     def dense(p: dict, x: Array) -> Array:
         y = x @ p["w"]
@@ -116,9 +131,9 @@ def raw(
         return x @ params["head"]
 
     return apply, {
-        "embed": jnp.zeros((V, D)),
+        "embed": like((V, D)),
         "blocks": blocks,
-        "head": jnp.zeros((D, V)),
+        "head": like((D, V)),
     }
 
 
@@ -171,8 +186,10 @@ class NNXDecoder(nnx.Module):
 
 @cache
 def in_nnx(bias: bool, scan: bool, dtype: Any) -> tuple[Callable, Params]:
-    """Returns a Flax NNX model as a function of its state."""
-    model, params = nnx.split(NNXDecoder(bias, scan, dtype, nnx.Rngs(0)))
+    """Returns a Flax NNX model as a function of its state, and the state's shapes."""
+    model, params = nnx.split(
+        nnx.eval_shape(lambda: NNXDecoder(bias, scan, dtype, nnx.Rngs(0)))
+    )
     return lambda params, tokens: nnx.merge(model, params)(tokens), params
 
 
@@ -220,9 +237,10 @@ class LinenDecoder(linen.Module):
 
 @cache
 def in_linen(bias: bool, scan: bool, dtype: Any) -> tuple[Callable, Params]:
-    """Returns a Flax Linen model as a function of its parameters."""
+    """Returns a Flax Linen model as a function of its parameters, and their shapes."""
     model = LinenDecoder(bias, scan, dtype)
-    params = model.init(jax.random.key(0), jnp.zeros((1, T), jnp.int32))["params"]
+    tokens = jax.ShapeDtypeStruct((1, T), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
     return lambda params, tokens: model.apply({"params": params}, tokens), params
 
 

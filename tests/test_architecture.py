@@ -28,6 +28,9 @@ def name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {name(x) for x in FILES}
+
+
 def floor(module):
     parts = module.split(".")
     return FLOORS.index(parts[1]) if len(parts) > 1 else len(FLOORS)
@@ -42,8 +45,7 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            modules = {name(x) for x in FILES}
-            found |= {x if x in modules else node.module for x in whole}
+            found |= {x if x in MODULES else node.module for x in whole}
     return found
 
 

@@ -42,7 +42,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
-from scipy.linalg import hadamard
 
 from influence.attribution.forms import dense
 from influence.attribution.query import Query
@@ -273,6 +272,8 @@ def mixed(short: Array) -> Array:
     Numbers that are `K / 64` apart are mixed by a Hadamard matrix; none, where 64 is no
     factor of `K`.
     """
+    from scipy.linalg import hadamard  # half as dear as the package, for one command
+
     if short.shape[-1] % MIXED:
         return short
     signs = jnp.asarray(hadamard(MIXED) / math.sqrt(MIXED), short.dtype)

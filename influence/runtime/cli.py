@@ -1,4 +1,8 @@
-"""The command line: words become function calls, errors become sentences."""
+"""The command line: words become function calls, errors become sentences.
+
+Every command imports what carries it out when it is asked for: what all of them need
+together takes longer to import than a misspelt option should.
+"""
 
 import sys
 from pathlib import Path
@@ -9,22 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from influence.runtime.allocator import keep_memory
-from influence.runtime.demo import FAST, LARGE, SMALL
-from influence.runtime.demo import demo as run_demo
-from influence.runtime.evaluating import comparing, judging, removing, responding
 from influence.runtime.evaluating.options import Lds, Methods, Pbrf, Removal
-from influence.runtime.planning import planning
-from influence.runtime.planning.planning import Plan
+from influence.runtime.planning.options import Plan
 from influence.runtime.processes import check_alone, join, leads
 from influence.runtime.programs import keep_programs
-from influence.runtime.run import (
-    asking,
-    fitting,
-    indexing,
-    scanning,
-    searching,
-    showing,
-)
 from influence.runtime.run.options import (
     Fit,
     Index,
@@ -35,10 +27,7 @@ from influence.runtime.run.options import (
     Show,
     Status,
 )
-from influence.runtime.sae import browsing, linking, steering, training
-from influence.runtime.sae import judging as judgement
-from influence.runtime.sae.options import Eval, Features, Link, Train
-from influence.runtime.sae.steering import Steer
+from influence.runtime.sae.options import Eval, Features, Link, Steer, Train
 
 Flat = tyro.conf.OmitArgPrefixes
 """Options of a part of a record are named as those of the record are."""
@@ -64,6 +53,9 @@ def demo(
         fast: Half as much text, half as long a training.
         size: `large` trains a better model of more text, for an hour or more on a CPU.
     """
+    from influence.runtime.demo import FAST, LARGE, SMALL
+    from influence.runtime.demo import demo as run_demo
+
     if fast and size == "large":
         raise ValueError("--fast and --size large exclude each other. Choose one.")
     chosen = FAST if fast else {"small": SMALL, "large": LARGE}[size]
@@ -73,48 +65,64 @@ def demo(
 @app.command
 def fit(options: Annotated[Fit, tyro.conf.arg(name=""), Flat]) -> None:
     """Fits the curvature of a model's loss on a corpus."""
+    from influence.runtime.run import fitting
+
     fitting.fit(options, _console())
 
 
 @app.command
 def query(options: Annotated[Query, tyro.conf.arg(name=""), Flat]) -> None:
     """Solves for what is asked: why does the model say this?"""
+    from influence.runtime.run import asking
+
     asking.query(options, _console())
 
 
 @app.command
 def scan(options: Annotated[Scan, tyro.conf.arg(name=""), Flat]) -> None:
     """Scores every training sequence for everything that was asked."""
+    from influence.runtime.run import scanning
+
     scanning.scan(options, _console())
 
 
 @app.command
 def index(options: Annotated[Index, tyro.conf.arg(name=""), Flat]) -> None:
     """Makes a short vector of every training sequence, for `search`."""
+    from influence.runtime.run import indexing
+
     indexing.index(options, _alone("index"))
 
 
 @app.command
 def search(options: Annotated[Search, tyro.conf.arg(name=""), Flat]) -> None:
     """Asks an index: a new question, and no pass over the corpus."""
+    from influence.runtime.run import searching
+
     searching.search(options, _alone("search"))
 
 
 @app.command
 def show(options: Annotated[Show, tyro.conf.arg(name=""), Flat]) -> None:
     """Prints the sequences that matter most, with their text."""
+    from influence.runtime.run import showing
+
     showing.show(options, _alone("show"))
 
 
 @app.command
 def report(options: Annotated[Report, tyro.conf.arg(name=""), Flat]) -> None:
     """Writes a page about what was found."""
+    from influence.runtime.run import showing
+
     showing.report(options, _alone("report"))
 
 
 @app.command
 def status(options: Annotated[Status, tyro.conf.arg(name=""), Flat]) -> None:
     """Says what a run has finished, what is stale and why, and what is damaged."""
+    from influence.runtime.run import showing
+
     if not showing.status(options, _alone("status")):
         sys.exit(1)
 
@@ -122,6 +130,8 @@ def status(options: Annotated[Status, tyro.conf.arg(name=""), Flat]) -> None:
 @app.command
 def plan(options: Annotated[Plan, tyro.conf.arg(name=""), Flat]) -> None:
     """Says what an analysis would take, before there are weights or machines."""
+    from influence.runtime.planning import planning
+
     planning.plan(options, _alone("plan"))
 
 
@@ -137,6 +147,8 @@ Judgement = (
 @app.command
 def evaluate(options: Annotated[Judgement, tyro.conf.arg(name=""), Flat]) -> None:
     """Judges scores, mostly by training again: are they true?"""
+    from influence.runtime.evaluating import comparing, judging, removing, responding
+
     if isinstance(options, Lds):
         judging.judge(options, _alone("evaluate"))
     elif isinstance(options, Pbrf):
@@ -159,10 +171,12 @@ Dictionaries = (
 @app.command
 def sae(options: Annotated[Dictionaries, tyro.conf.arg(name=""), Flat]) -> None:
     """Dictionaries of features: trained, judged, looked at, steered by."""
+    from influence.runtime.sae import browsing, judging, steering, training
+
     if isinstance(options, Train):
         training.train(options, _alone("sae"))
     elif isinstance(options, Eval):
-        judgement.judge(options, _alone("sae"))
+        judging.judge(options, _alone("sae"))
     elif isinstance(options, Features):
         browsing.browse(options, _alone("sae"))
     else:
@@ -172,6 +186,8 @@ def sae(options: Annotated[Dictionaries, tyro.conf.arg(name=""), Flat]) -> None:
 @app.command
 def features(options: Annotated[Link, tyro.conf.arg(name=""), Flat]) -> None:
     """Says what a run's most influential sequences have in common."""
+    from influence.runtime.sae import linking
+
     linking.link(options, _alone("features"))
 
 

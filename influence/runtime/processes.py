@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from orbax.checkpoint import multihost
 
 PATIENCE = 7 * 24 * 3600
 """Seconds that a process waits for others: as long as process 0 may pack a corpus."""
@@ -82,6 +81,8 @@ def together(name: str) -> None:
       name: of the place, for the message if one never comes.
     """
     if several():
+        from orbax.checkpoint import multihost  # half as dear as the package
+
         everyone = set(range(jax.process_count()))
         multihost.get_barrier_sync_fn(processes=everyone)(
             key=name, timeout_ms=PATIENCE * 1000

@@ -9,15 +9,17 @@ averaged: what the data does to any model trained so, not to this one.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
-import xarray as xr
 
 from influence.attribution.measurements import Measurement, together
 from influence.fold import Fold, Run, run
 from influence.model.train import Training
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def retrain(
     *,
     at_once: int = 1,
     run: Run = run,
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Retrains without each subset, and measures.
 
     Args:
@@ -197,8 +199,10 @@ def measuring(
 
 def labelled(
     protocol: Protocol, training: Training, names: list[str], found: np.ndarray
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Returns what retrainings measured, with the protocol."""
+    import xarray as xr  # takes as long to import as all of the package
+
     shape = (protocol.subsets, len(protocol.seeds), len(names))
     n = len(training.examples)
     return xr.Dataset(

@@ -15,12 +15,13 @@ from influence.attribution.forms import (
 )
 from influence.linalg.basis import Basis, eigen
 from influence.linalg.kronecker import Kronecker
+from tests import cases
 
 Q, O, I = 4, 6, 5  # noqa: E741
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+    return cases.normal(seed, shape)
 
 
 def block(seed=0):

@@ -1,5 +1,7 @@
 """A projection of full rank loses nothing, so that its scores have a closed form."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,6 @@ PARAMS = {"in": jnp.asarray(RNG.normal(size=(4, 5)))}
 PARAMS["out"] = jnp.asarray(RNG.normal(size=(5, 3)))
 ASKED = likelihoods(TASK, HELD_OUT)
 BATCHES = POINTS.batches(5)
-LAYERS = identity(TASK, PARAMS, BATCHES).layers
 
 
 def explicit(examples):
@@ -35,14 +36,23 @@ def explicit(examples):
     return {k: np.asarray(x.mT).reshape(len(examples), -1) for k, x in found.items()}
 
 
-G, QUERY = explicit(POINTS), {k: -x for k, x in explicit(HELD_OUT).items()}
+@cache
+def gradients():
+    """Returns those of sequences, and those of measurements."""
+    return explicit(POINTS), {k: -x for k, x in explicit(HELD_OUT).items()}
+
+
+@cache
+def layers():
+    return identity(TASK, PARAMS, BATCHES).layers
 
 
 def test_sketches_are_projected_gradients():
-    short = sketch.random(LAYERS, rank=2)
+    each, _ = gradients()
+    short = sketch.random(layers(), rank=2)
     found = sketch.sketches(TASK, PARAMS, short, BATCHES)
-    for x in LAYERS:
-        d = G[x.name].reshape(12, x.outputs, x.columns)
+    for x in layers():
+        d = each[x.name].reshape(12, x.outputs, x.columns)
         left, right = np.asarray(short.left[x.name]), np.asarray(short.right[x.name])
         known = (left.T @ d @ right).reshape(12, -1)
         np.testing.assert_allclose(found[x.name], known, atol=1e-12)
@@ -55,46 +65,49 @@ def inverse(kernel, damping):
 
 @pytest.mark.parametrize("whole", ["random", "leading"])
 def test_logra_of_full_rank_inverts_the_gradients_own_covariance(whole):
+    each, asked = gradients()
     curvature = fit(TASK, PARAMS, BATCHES)
     projection = (
-        sketch.random(LAYERS, rank=5)
+        sketch.random(layers(), rank=5)
         if whole == "random"
         else sketch.leading(curvature, rank=5)
     )
     found = sketch.logra(TASK, PARAMS, projection, ASKED, BATCHES)
     known = 0
-    for k, g in G.items():
-        known = known - QUERY[k] @ inverse(g.T @ g / 12, 0.1) @ g.T / 12
+    for k, g in each.items():
+        known = known - asked[k] @ inverse(g.T @ g / 12, 0.1) @ g.T / 12
     np.testing.assert_allclose(found, known, atol=1e-9)
     assert found.attrs["unit"] == "nats per added copy"
 
 
 def test_trackstar_s_scores_are_cosines():
+    each, asked = gradients()
     found = sketch.logra(
-        TASK, PARAMS, sketch.random(LAYERS, 5), ASKED, BATCHES, normalise=True
+        TASK, PARAMS, sketch.random(layers(), 5), ASKED, BATCHES, normalise=True
     )
     roots = {}
-    for k, g in G.items():
+    for k, g in each.items():
         values, q = np.linalg.eigh(g.T @ g / 12)
         values = np.maximum(values, 0)
         roots[k] = q / np.sqrt(values + 0.1 * values.mean()) @ q.T
-    q, g = (np.concatenate([x[k] @ roots[k] for k in G], 1) for x in (QUERY, G))
+    q, g = (np.concatenate([x[k] @ roots[k] for k in each], 1) for x in (asked, each))
     q, g = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (q, g))
     np.testing.assert_allclose(found * 12, -q @ g.T, atol=1e-9)
     assert found.attrs["unit"] == "cosine"
 
 
 def test_trak_inverts_across_layers():
-    found = sketch.trak(TASK, PARAMS, sketch.random(LAYERS, 5), ASKED, BATCHES)
+    each, asked = gradients()
+    found = sketch.trak(TASK, PARAMS, sketch.random(layers(), 5), ASKED, BATCHES)
     own = sketch.sketches(
         TASK,
         PARAMS,
-        sketch.random(LAYERS, 5),
+        sketch.random(layers(), 5),
         BATCHES,
         labels=sketch.Sampled(),
     )
     drawn, g, q = (
-        np.concatenate([np.asarray(x[k]) for k in own], 1) for x in (own, G, QUERY)
+        np.concatenate([np.asarray(x[k]) for k in own], 1) for x in (own, each, asked)
     )
     known = -q @ inverse(drawn.T @ drawn / 12, 0.1) @ g.T / 12
     np.testing.assert_allclose(found, known, atol=1e-9)

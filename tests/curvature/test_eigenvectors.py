@@ -7,11 +7,12 @@ import pytest
 
 from influence.curvature.eigenvectors import one_by_one
 from influence.linalg.basis import eigen
+from tests import cases
 
 
 @pytest.mark.parametrize("stack", [(3,), (2, 3)])
 def test_a_stack_has_the_eigenvectors_of_its_matrices(stack):
-    x = jax.random.normal(jax.random.key(0), (*stack, 6, 6), jnp.float64)
+    x = cases.normal(0, (*stack, 6, 6))
     covariances = x @ x.mT
     found = one_by_one(covariances)
     for place in np.ndindex(*stack):

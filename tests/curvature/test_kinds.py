@@ -32,10 +32,7 @@ def fitted(name, fit, **options):
 
 
 def probe(curvature):
-    return {
-        k: jax.random.normal(jax.random.key(0), x.lam_OxI.shape, jnp.float64)
-        for k, x in curvature.blocks.items()
-    }
+    return {k: cases.normal(0, x.lam_OxI.shape) for k, x in curvature.blocks.items()}
 
 
 def acts_alike(found, expected, tolerance=ROUNDING):
@@ -110,7 +107,7 @@ def test_shampoo_s_basis_diagonalises_second_moments_of_whole_gradients(name):
 def test_shampoo_s_basis_gives_ekfac_where_the_data_make_them_equal():
     # Sequences with one label: `DW = g aᵀ`, so `DWᵀ DW = |g|² a aᵀ`. With a head of
     # zeros `|g|` is the same everywhere, and the rows of the embedding have length one.
-    embed = jax.random.normal(jax.random.key(0), (cases.V, cases.D), jnp.float64)
+    embed = cases.normal(0, (cases.V, cases.D))
     params = {
         "embed": embed / jnp.linalg.norm(embed, axis=1, keepdims=True),
         "head": jnp.zeros((cases.D, cases.V)),

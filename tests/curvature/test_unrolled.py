@@ -1,6 +1,7 @@
 """Following training is a function of the exact matrix, in the optimizer's metric."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -23,41 +24,44 @@ PARAMS = {
     "out": jnp.asarray(RNG.normal(size=(4, 3))),
 }
 BATCHES = POINTS.batches(4)
-CURVATURE = influence.fit(TASK, PARAMS, BATCHES)
-LAYERS = CURVATURE.layers
-V = {
-    x.name: jax.random.normal(jax.random.key(i), (2, x.outputs, x.columns))
-    for i, x in enumerate(LAYERS)
-}
-SCALE = {k: 0.5 + jnp.abs(x[0]) for k, x in V.items()}
+V = {k: jnp.asarray(RNG.normal(size=(2, *x.shape[::-1]))) for k, x in PARAMS.items()}
+SCALE = {k: 0.5 + np.abs(x[0]) for k, x in V.items()}
 WEIGHTS = sum(x[0].size for x in V.values())
 
 
+@cache
+def curvature():
+    return influence.fit(TASK, PARAMS, BATCHES)
+
+
 def matrix():
-    act = gauss_newton.operator(TASK, LAYERS, PARAMS, BATCHES)
-    return gauss_newton.dense(LAYERS, act, jnp.float64)
+    layers = curvature().layers
+    act = gauss_newton.operator(TASK, layers, PARAMS, BATCHES)
+    return gauss_newton.dense(layers, act, jnp.float64)
 
 
 @pytest.mark.parametrize("scale", [{}, SCALE], ids=["descent", "adaptive"])
 def test_it_is_the_function_of_the_matrix_in_the_metric(scale):
     # After as many steps as there are weights nothing is left to add.
     solver = Unrolled(TASK, BATCHES, 3.0, scale, steps=WEIGHTS + 1)
-    found = solver(CURVATURE, PARAMS, V)
+    found = solver(curvature(), PARAMS, V)
     s = jnp.ones(WEIGHTS)
     if scale:
-        s = gauss_newton.flat(LAYERS, {k: x[None] for k, x in scale.items()})[0]
+        s = gauss_newton.flat(
+            curvature().layers, {k: x[None] for k, x in scale.items()}
+        )[0]
     values, q = jnp.linalg.eigh(s[:, None] * matrix() * s[None])
     act = (q * Travelled(3.0)(jnp.maximum(values, 0))[None]) @ q.T
-    known = (gauss_newton.flat(LAYERS, V) * s[None]) @ act * s[None]
+    known = (gauss_newton.flat(curvature().layers, V) * s[None]) @ act * s[None]
     np.testing.assert_allclose(
-        gauss_newton.flat(LAYERS, found.solved), known, atol=1e-9
+        gauss_newton.flat(curvature().layers, found.solved), known, atol=1e-9
     )
     (last,) = found.facts.values()
     assert max(last) < 1e-6
 
 
 def test_a_short_distance_is_the_gradient_and_a_long_one_the_inverse():
-    short = Unrolled(TASK, BATCHES, 1e-6)(CURVATURE, PARAMS, V).solved
+    short = Unrolled(TASK, BATCHES, 1e-6)(curvature(), PARAMS, V).solved
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, 1e-6 * y, rtol=1e-4, atol=1e-10),
         short,
@@ -65,10 +69,10 @@ def test_a_short_distance_is_the_gradient_and_a_long_one_the_inverse():
     )
     # Of a gradient in the matrix's range: training for ever solves it.
     wanted = {k: x[:1] for k, x in V.items()}
-    act = gauss_newton.operator(TASK, LAYERS, PARAMS, BATCHES)
+    act = gauss_newton.operator(TASK, curvature().layers, PARAMS, BATCHES)
     products = act(act(wanted))
     solver = Unrolled(TASK, BATCHES, 1e9, steps=WEIGHTS)
-    found = solver(CURVATURE, PARAMS, products).solved
+    found = solver(curvature(), PARAMS, products).solved
     expected = act(wanted)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, expected
@@ -86,7 +90,7 @@ def test_the_metric_is_adam_s_own_as_far_as_final_weights_tell_it():
 
 def test_another_layer_s_scale_is_an_error():
     with pytest.raises(ValueError, match="only one of them has in"):
-        Unrolled(TASK, BATCHES, 1.0, {"out": SCALE["out"]})(CURVATURE, PARAMS, V)
+        Unrolled(TASK, BATCHES, 1.0, {"out": SCALE["out"]})(curvature(), PARAMS, V)
 
 
 @pytest.mark.parametrize("size", [0.5, 2.0])

@@ -304,7 +304,7 @@ def test_a_dictionary_spread_over_devices_is_the_one_on_a_single_device():
             text=True,
             check=True,
             cwd=Path(__file__).parents[2],
-            env={**os.environ, "XLA_FLAGS": flag},
+            env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {flag}"},
         )
         found.append(json.loads(done.stdout.splitlines()[-1]))
     assert [x["devices"] for x in found] == [1, 4]

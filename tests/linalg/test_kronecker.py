@@ -9,17 +9,14 @@ from influence.linalg.basis import Basis, eigen, split
 from influence.linalg.contract import contract
 from influence.linalg.damping import Absolute, Relative
 from influence.linalg.kronecker import Kronecker
+from tests import cases
 
 ROUNDING = 1e-12  # float64, products of matrices with orthonormal columns
 
 
 def basis(stack, *lengths):
     """Returns eigenvectors of random blocks of some lengths."""
-    keys = jax.random.split(jax.random.key(sum(lengths)), max(1, len(lengths)))
-    square = [
-        jax.random.normal(k, (*stack, n, n), jnp.float64)
-        for k, n in zip(keys, lengths, strict=False)
-    ]
+    square = [cases.normal(i, (*stack, n, n)) for i, n in enumerate(lengths)]
     return Basis(tuple(eigen(x @ x.mT)[1] for x in square))
 
 
@@ -42,7 +39,7 @@ def operator(*stack, sides="whole"):
 @pytest.mark.parametrize("stack", [(), (2,), (2, 3)])
 def test_multiply_is_the_dense_matrix(stack, sides):
     block = operator(*stack, sides=sides)
-    v = jax.random.normal(jax.random.key(1), block.lam_OxI.shape, jnp.float64)
+    v = cases.normal(1, block.lam_OxI.shape)
     flat = v.reshape(*stack, -1)
     expected = jnp.einsum("...ij,...j->...i", block.dense(), flat)
     found = block.multiply(v).reshape(*stack, -1)
@@ -52,7 +49,7 @@ def test_multiply_is_the_dense_matrix(stack, sides):
 @pytest.mark.parametrize("sides", SIDES)
 def test_rotating_back_undoes_rotating(sides):
     block = operator(2, sides=sides)
-    v = jax.random.normal(jax.random.key(1), block.lam_OxI.shape, jnp.float64)
+    v = cases.normal(1, block.lam_OxI.shape)
     np.testing.assert_allclose(block.unrotate(block.rotate(v)), v, atol=ROUNDING)
     np.testing.assert_allclose(
         jnp.linalg.norm(block.rotate(v)), jnp.linalg.norm(v), rtol=ROUNDING
@@ -62,7 +59,7 @@ def test_rotating_back_undoes_rotating(sides):
 @pytest.mark.parametrize("inverse", [Relative(0.1), Absolute(1e-3)])
 def test_solve_inverts_the_damped_matrix(inverse):
     block = operator(2)
-    v = jax.random.normal(jax.random.key(1), block.lam_OxI.shape, jnp.float64)
+    v = cases.normal(1, block.lam_OxI.shape)
     damping = 1 / inverse(block.lam_OxI) - block.lam_OxI
     damped = block._replace(lam_OxI=block.lam_OxI + damping)
     np.testing.assert_allclose(damped.multiply(block.solve(v, inverse)), v, atol=1e-11)

@@ -13,7 +13,7 @@ N, Q = 12, 3
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
 
 
 ROOT = normal(0, N, N)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from influence.model.check import check_taps
@@ -20,11 +21,8 @@ def checked(apply, params):
 
 
 def drawn(**shapes):
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    return {
-        name: jax.random.normal(k, s, jnp.float64)
-        for k, (name, s) in zip(keys, shapes.items(), strict=True)
-    }
+    rng = np.random.default_rng(0)
+    return {name: jnp.asarray(rng.standard_normal(s)) for name, s in shapes.items()}
 
 
 PARAMS = drawn(embed=(11, 4), w=(4, 5), head=(5, 11))

@@ -11,7 +11,7 @@ from influence.model.task import LanguageModel, Sampled, draw, losses
 from tests import cases
 
 TASK = LanguageModel(lambda params, tokens: params[tokens])
-TABLE = jax.random.normal(jax.random.key(0), (11, 11), jnp.float64)
+TABLE = cases.normal(0, (11, 11))
 """A model whose next token depends on the last alone: logits are a table's rows."""
 
 

@@ -20,6 +20,7 @@ from influence.model.positions import places, view
 from influence.model.task import LanguageModel
 from influence.model.transformer import Apply, Decoder, attend, shapes
 from influence.types import named_leaves, with_leaves
+from tests import cases
 
 V, T = 11, 9
 SIZES: dict[str, Any] = {
@@ -101,8 +102,9 @@ CONFIGS = {
     ),
 }
 FACTS = pytest.mark.parametrize("name", CONFIGS)
-SOME = pytest.mark.parametrize("name", ["gpt2", "neox", "gemma", "olmo"])
+QUICK = ["gpt2", "neox", "gemma", "olmo"]
 """Between them, every fact."""
+SOME = pytest.mark.parametrize("name", QUICK)
 
 
 def parameters(config, dtype=jnp.float64):
@@ -186,7 +188,7 @@ def test_remat_changes_nothing(name):
         np.testing.assert_allclose(x, named_leaves(expected)[k], rtol=1e-10, atol=1e-10)
 
 
-@FACTS
+@pytest.mark.parametrize("name", cases.thinned(CONFIGS, [*QUICK, "fused lora"]))
 def test_every_parameter_is_read_and_read_right(name):
     config = CONFIGS[name]
     task, params = LanguageModel(Apply(config)), parameters(config)

@@ -108,12 +108,22 @@ def test_the_suite_keeps_nothing_in_the_user_s_cache():
     assert chosen(os.environ) is None
 
 
-def test_importing_the_package_brings_no_tables():
-    # Each takes as long as all of the package: they are for results, which come late.
-    command = "import influence, sys; print([*sys.modules])"
+TABLES = {"xarray", "pandas", "scipy", "zarr", "datasets"}
+"""Each takes as long as all of the package: they are for results, which come late."""
+
+
+@pytest.mark.parametrize(
+    ("module", "later"),
+    [
+        ("influence", {*TABLES, "flax", "tyro"}),
+        ("influence.runtime.cli", {*TABLES, "flax", "orbax", "faiss", "plotly"}),
+    ],
+)
+def test_importing_brings_nothing_that_is_needed_later(module, later):
+    command = f"import {module}, sys; print([*sys.modules])"
     said = subprocess.run(
         [sys.executable, "-c", command], capture_output=True, text=True, check=True
     ).stdout
     modules = {x.strip("' \n[]").split(".")[0] for x in said.split(",")}
     assert "influence" in modules
-    assert not modules & {"xarray", "pandas", "scipy", "zarr", "tyro", "datasets"}
+    assert not modules & later

@@ -111,7 +111,7 @@ def test_devices_share_trainings_and_change_nothing():
         "alone = TRAINING(weights[2], 1)\n"
         "np.testing.assert_allclose(spread['in'][2], alone['in'], atol=1e-5)\n"
     )
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "XLA_FLAGS": flags},

@@ -1,5 +1,7 @@
 """Parts of scores add up to scores, and weights find again what they were made by."""
 
+from functools import cache
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,54 +22,60 @@ PARAMS = {
     "out": jnp.asarray(RNG.normal(size=(5, 3))),
 }
 BATCHES = POINTS.batches(10)
-CURVATURE = influence.fit(TASK, PARAMS, BATCHES)
 ASKED = likelihoods(TASK, HELD_OUT)
+
+
+@cache
+def curvature():
+    return influence.fit(TASK, PARAMS, BATCHES)
+
+
+@cache
+def parts():
+    return contributions(
+        TASK, PARAMS, curvature(), ASKED, BATCHES, edges=(0.0, 0.1, 0.4, 1.0)
+    )
 
 
 def scored(damping):
     solver = influence.Eigenbasis(damping)
-    asked = influence.query(CURVATURE, PARAMS, ASKED, solver=solver)
+    asked = influence.query(curvature(), PARAMS, ASKED, solver=solver)
     return influence.scan(TASK, PARAMS, asked, BATCHES).total
 
 
-PARTS = contributions(
-    TASK, PARAMS, CURVATURE, ASKED, BATCHES, edges=(0.0, 0.1, 0.4, 1.0)
-)
-
-
 def test_contributions_add_up_to_the_scores():
-    assert PARTS.sizes["part"] == 2 * 3
+    assert parts().sizes["part"] == 2 * 3
     np.testing.assert_allclose(
-        PARTS.sum("part"), scored(influence.Relative()), atol=1e-12
+        parts().sum("part"), scored(influence.Relative()), atol=1e-12
     )
 
 
 def test_a_band_is_the_inverse_on_its_eigenvalues_alone():
-    whole = PARTS.sel(part=[x for x in PARTS["part"].values if x.startswith("in")])
+    whole = parts().sel(part=[x for x in parts()["part"].values if x.startswith("in")])
     layer = influence.scan(
-        TASK, PARAMS, influence.query(CURVATURE, PARAMS, ASKED), BATCHES
+        TASK, PARAMS, influence.query(curvature(), PARAMS, ASKED), BATCHES
     ).layers.sel(layer="in")
     np.testing.assert_allclose(whole.sum("part"), layer, atol=1e-12)
 
 
 def test_weights_find_again_what_exact_influence_was_made_by():
     weights = RNG.uniform(0.5, 2, size=6)
-    exact = (PARTS * xr.DataArray(weights, dims="part")).sum("part")
-    found = reweight(PARTS, exact, ridges=(1e-9, 1.0))
+    exact = (parts() * xr.DataArray(weights, dims="part")).sum("part")
+    found = reweight(parts(), exact, ridges=(1e-9, 1.0))
     assert found.ridge == 1e-9
     np.testing.assert_allclose(found.weights, weights, rtol=1e-4)
-    np.testing.assert_allclose(found(PARTS), exact, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found(parts()), exact, rtol=1e-3, atol=1e-6)
 
 
 def test_where_the_data_says_nothing_weights_stay_equal():
-    exact = 3 * PARTS.sum("part")
-    found = reweight(PARTS, exact, ridges=(1e6,))
+    exact = 3 * parts().sum("part")
+    found = reweight(parts(), exact, ridges=(1e6,))
     np.testing.assert_allclose(found.weights, 3, rtol=1e-9)
 
 
 def test_one_query_is_too_few():
     with pytest.raises(ValueError, match="1 query says nothing"):
-        reweight(PARTS[:1], PARTS[:1].sum("part"))
+        reweight(parts()[:1], parts()[:1].sum("part"))
 
 
 def test_the_damping_that_scores_were_made_with_is_chosen():

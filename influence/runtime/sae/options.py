@@ -12,6 +12,7 @@ Place = Annotated[str, tyro.conf.Positional]
 """A dictionary: a folder, or a name on the hub with a folder in it."""
 
 Several = tuple[str, ...]
+Numbers = Annotated[tuple[float, ...], tyro.conf.UseAppendAction]
 
 
 @dataclass(frozen=True)
@@ -162,3 +163,47 @@ class Link:
     permutations: int = 1000
     level: float = 0.05
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Shows what a model says with features of a dictionary edited.
+
+    Each feature is given one of `--add`, `--clamp`, `--scale`, or, with none of them,
+    is ablated.
+
+    Attributes:
+      sae: The dictionary.
+      model: A folder or hub name.
+      prompt: What is continued; once for each of several.
+      feature: Which feature is edited; once for each of several.
+      add: This much is added to it, on or off.
+      clamp: It is set to this much.
+      scale: It is multiplied by this much.
+      positions: Where: `all`, `prompt`, `generated`, or the first and the last,
+        counted from the end of the prompt: `-3:-1`, `0:9`.
+      units: Of `--add` and `--clamp`: multiples of the feature's largest activation on
+        the text that the dictionary was judged on, or `absolute`.
+      length: Tokens that are added.
+      temperature: Of drawn tokens; 0 takes the likeliest.
+      seed: Of the draws, the same with edits and without.
+      freeze_attention: Attention looks where it would without edits.
+      dtype: Of the weights and the forward pass.
+      out: A page with all of it, and with the features ablated beside it.
+    """
+
+    sae: Place
+    model: str
+    prompt: Repeated
+    feature: Annotated[tuple[int, ...], tyro.conf.UseAppendAction]
+    add: Numbers = ()
+    clamp: Numbers = ()
+    scale: Numbers = ()
+    positions: str = "all"
+    units: Literal["maximum", "absolute"] = "maximum"
+    length: int = 24
+    temperature: float = 0.0
+    seed: int = 0
+    freeze_attention: bool = False
+    dtype: str | None = None
+    out: Path | None = None

@@ -1,14 +1,11 @@
 """`influence sae steer`: what a model says with features edited."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,8 +18,8 @@ from influence.runtime.dictionaries.stored import Stored
 from influence.runtime.models import Model, open_model
 from influence.runtime.report.steering import Said, Trial, render
 from influence.runtime.run.job import MODEL, Models
-from influence.runtime.run.options import Repeated, check_numbers
-from influence.runtime.sae.options import Place
+from influence.runtime.run.options import check_numbers
+from influence.runtime.sae.options import Steer
 from influence.runtime.sae.reading import check_sites, site_of
 from influence.runtime.store import atomic, check_file
 
@@ -35,52 +32,6 @@ POSITIONS = {
 ABLATED = "ablated"
 WAYS = {"add": "added:", "clamp": "clamped to", "scale": "scaled by"}
 """What an edit is called on the page."""
-
-Numbers = Annotated[tuple[float, ...], tyro.conf.UseAppendAction]
-
-
-@dataclass(frozen=True)
-class Steer:
-    """Shows what a model says with features of a dictionary edited.
-
-    Each feature is given one of `--add`, `--clamp`, `--scale`, or, with none of them,
-    is ablated.
-
-    Attributes:
-      sae: The dictionary.
-      model: A folder or hub name.
-      prompt: What is continued; once for each of several.
-      feature: Which feature is edited; once for each of several.
-      add: This much is added to it, on or off.
-      clamp: It is set to this much.
-      scale: It is multiplied by this much.
-      positions: Where: `all`, `prompt`, `generated`, or the first and the last,
-        counted from the end of the prompt: `-3:-1`, `0:9`.
-      units: Of `--add` and `--clamp`: multiples of the feature's largest activation on
-        the text that the dictionary was judged on, or `absolute`.
-      length: Tokens that are added.
-      temperature: Of drawn tokens; 0 takes the likeliest.
-      seed: Of the draws, the same with edits and without.
-      freeze_attention: Attention looks where it would without edits.
-      dtype: Of the weights and the forward pass.
-      out: A page with all of it, and with the features ablated beside it.
-    """
-
-    sae: Place
-    model: str
-    prompt: Repeated
-    feature: Annotated[tuple[int, ...], tyro.conf.UseAppendAction]
-    add: Numbers = ()
-    clamp: Numbers = ()
-    scale: Numbers = ()
-    positions: str = "all"
-    units: Literal["maximum", "absolute"] = "maximum"
-    length: int = 24
-    temperature: float = 0.0
-    seed: int = 0
-    freeze_attention: bool = False
-    dtype: str | None = None
-    out: Path | None = None
 
 
 def steer(

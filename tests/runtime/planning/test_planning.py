@@ -10,11 +10,13 @@ import pytest
 from rich.console import Console
 
 from influence.runtime.planning.kinds import PUBLISHED, device
-from influence.runtime.planning.planning import Plan, lasting, parsed, plan
+from influence.runtime.planning.options import Plan
+from influence.runtime.planning.planning import lasting, parsed, plan
+from tests.cases import thinned
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "decoders"
 MODELS = Path(__file__).parents[3] / "experiments" / "models"
-CONFIGS = sorted(GOLDEN.glob("*/config.json"))
+FAMILIES = sorted(x.parent.name for x in GOLDEN.glob("*/config.json"))
 STAGES = (
     *("covariances", "eigendecomposition", "eigenvalues"),
     *("query", "scan", "scan, per token"),
@@ -28,9 +30,9 @@ def printed(model, devices="H100×2", **options):
     return paper.getvalue()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda x: x.parent.name)
-def test_every_family_is_planned(path):
-    said = printed(path.parent, queries=3, rank=2)
+@pytest.mark.parametrize("name", thinned(FAMILIES, ["gemma3", "gpt2", "llama"]))
+def test_every_family_is_planned(name):
+    said = printed(GOLDEN / name, queries=3, rank=2)
     assert all(x in said for x in STAGES)
     assert "Breaks first" in said
     assert "as published" in said

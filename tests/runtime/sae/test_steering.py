@@ -11,9 +11,9 @@ from influence.runtime.report.steering import Said, Trial, render
 from influence.runtime.run.options import Data
 from influence.runtime.sae.browsing import browse
 from influence.runtime.sae.judging import judge
-from influence.runtime.sae.options import Eval, Features, Read
-from influence.runtime.sae.steering import Steer, steer
+from influence.runtime.sae.options import Eval, Features, Read, Steer
 from influence.runtime.sae.steering import _edits as edits
+from influence.runtime.sae.steering import steer
 from tests.runtime.sae import make
 
 
