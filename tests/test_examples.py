@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.cases import thinned
+
 ROOT = Path(__file__).parent.parent
 SETTING = ROOT / "docs" / "setting.md"
 PAGES = sorted(set((ROOT / "docs").glob("*.md")) - {SETTING})
@@ -23,6 +25,11 @@ FILES = {
     for path in sorted((ROOT / "influence").rglob("*.py"))
 }
 SHOWN = [module for module, text in FILES.items() if ">>> " in text]
+
+ELSEWHERE = {
+    f"influence.runtime.evaluating.{name}" for name in ("comparing", "responding")
+}
+"""Of examples that take long, those that docs/truth.md shows as well."""
 
 PUBLIC = [
     *re.findall(r" as (\w+)\n", FILES["influence.__init__"]),
@@ -211,7 +218,7 @@ def run(page, names):
         exec(compile(block, page.name, "exec"), names)
 
 
-@pytest.mark.parametrize("module", SHOWN)
+@pytest.mark.parametrize("module", thinned(SHOWN, set(SHOWN) - ELSEWHERE))
 def test_examples_run(module, setting):
     # Only the setting, not the module's own names: what is pasted has to run too.
     finder = doctest.DocTestFinder(exclude_empty=True)

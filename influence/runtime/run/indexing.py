@@ -67,7 +67,7 @@ def index(
         curvature = curvature_of(job, files)
         sketch = count_sketch(
             curvature,
-            length=length,
+            length=min(length, _weights(curvature)),
             inverse=Relative(options.damping),
             sides=options.sides,
         )
@@ -214,6 +214,15 @@ class _Indexing:
             "batch": f"{batch.size} sequences",
             "time": f"about {clock(seconds)}, from a timed batch",
         }
+
+
+def _weights(curvature: Curvature) -> int:
+    """Returns how many signs there are numbers for, a few less than weights.
+
+    More would be signs of zeros, the same for every sequence.
+    """
+    weights = sum(x.lam_OxI.size for x in curvature.blocks.values())
+    return length_in(width_of(max(weights, 16)))  # two bytes at least
 
 
 def codes_at(job: Job, corpus: str) -> Path:

@@ -126,6 +126,7 @@ def test_where_nothing_is_minimised_it_is_an_error_and_nothing_is_kept(tmp_path)
     assert not (tmp_path / "run" / "truth" / "responses.zarr").exists()
 
 
+@pytest.mark.slow  # what has no minimum is found in tests/truth/test_pbrf.py
 def test_sequences_without_a_minimum_are_left_out_and_said_to_be(tmp_path):
     # A copy of one of 300: without that of some sequences there is no minimum.
     own = make.models()

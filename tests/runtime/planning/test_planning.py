@@ -30,7 +30,7 @@ def printed(model, devices="H100×2", **options):
     return paper.getvalue()
 
 
-@pytest.mark.parametrize("name", thinned(FAMILIES, ["gemma3", "gpt2", "llama"]))
+@pytest.mark.parametrize("name", thinned(FAMILIES, ["gpt2", "llama"]))
 def test_every_family_is_planned(name):
     said = printed(GOLDEN / name, queries=3, rank=2)
     assert all(x in said for x in STAGES)
@@ -55,6 +55,7 @@ def test_a_large_model_says_what_breaks_and_what_to_do():
     assert "Does not fit" not in large("H100×8", queries=32, rank=32)
 
 
+@pytest.mark.slow  # plans twelve times
 def test_blocks_that_are_proposed_do_fit():
     large = partial(
         printed, MODELS / "llama-2-7b", tokens=10**9, dtype="bfloat16", batch=1

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from influence.attribution import countsketch
-from influence.runtime.lookup import KINDS
+from influence.runtime.lookup import KINDS, width_of
 from influence.runtime.models import given
 from influence.runtime.run import showing
 from influence.runtime.run.asking import questions
@@ -146,6 +146,18 @@ def test_vectors_of_shorter_sides_are_others_and_are_asked_as_they_were_made(tmp
         # Of every number a sign is kept. A question turned otherwise than sequences
         # were has nothing to do with them: 0, give or take 0.2 among 25.
         assert np.corrcoef(products, expected.sel(query=query))[0, 1] > 0.6
+
+
+def test_no_more_signs_are_kept_than_there_are_weights(tmp_path):
+    make.copied(tmp_path)
+    own = make.models()
+    kept = indexed(tmp_path, own, size=100_000)
+    searcher = opened_index(job_of(tmp_path, own))
+    weights = sum(x.lam_OxI.size for x in searcher.curvature.blocks.values())
+    (part,) = searcher.parts
+    # 8 times the prime below the eighth of them.
+    assert 0.9 * weights < part.made["length"] <= weights
+    assert len(kept) == part.rows * width_of(part.made["length"])
 
 
 @pytest.mark.parametrize("changed", [{"size": 80}, {"damping": 0.2}, {"sides": "both"}])

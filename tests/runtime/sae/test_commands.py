@@ -88,6 +88,7 @@ def test_training_goes_on_to_the_same_bits(folder, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, whole.dictionary, stopped.dictionary)
 
 
+@pytest.mark.slow  # tests/interpret/test_training.py has the law
 def test_several_are_trained_in_one_pass(tmp_path):
     options = make.options(
         tmp_path, site=("resid.1", "blocks.1.hook_resid_post"), width=("2x", "24")
