@@ -27,9 +27,11 @@ FILES = {
 SHOWN = [module for module, text in FILES.items() if ">>> " in text]
 
 ELSEWHERE = {
-    f"influence.runtime.evaluating.{name}" for name in ("comparing", "responding")
+    "influence.runtime.evaluating.comparing",  # docs/truth.md
+    "influence.runtime.evaluating.responding",  # docs/truth.md
+    "influence.truth.reweighting",  # tests/truth/test_reweighting.py
 }
-"""Of examples that take long, those that docs/truth.md shows as well."""
+"""Of examples that take long, those whose calls are made elsewhere as well."""
 
 PUBLIC = [
     *re.findall(r" as (\w+)\n", FILES["influence.__init__"]),

@@ -53,11 +53,11 @@ def demo(
         fast: Half as much text, half as long a training.
         size: `large` trains a better model of more text, for an hour or more on a CPU.
     """
+    if fast and size == "large":
+        raise ValueError("--fast and --size large exclude each other. Choose one.")
     from influence.runtime.demo import FAST, LARGE, SMALL
     from influence.runtime.demo import demo as run_demo
 
-    if fast and size == "large":
-        raise ValueError("--fast and --size large exclude each other. Choose one.")
     chosen = FAST if fast else {"small": SMALL, "large": LARGE}[size]
     run_demo(out, seed, chosen, _alone("demo"))
 

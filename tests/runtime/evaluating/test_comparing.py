@@ -53,6 +53,7 @@ def experiment(folder, part=None, **changed):
     return path
 
 
+@pytest.mark.slow  # docs/truth.md compares as well
 def test_a_table_is_kept_and_is_not_made_again(tmp_path):
     path = experiment(tmp_path)
     console = Console(record=True, width=200)
@@ -71,6 +72,7 @@ def test_a_table_is_kept_and_is_not_made_again(tmp_path):
     assert compare(Methods(path), QUIET) == rows
 
 
+@pytest.mark.slow  # docs/truth.md compares as well
 def test_an_experiment_of_a_run_has_its_sequences(tmp_path):
     runs.copied(tmp_path)
     path = experiment(tmp_path, "data", text=None, run="run")

@@ -150,6 +150,7 @@ def test_a_run_of_another_recipe_is_said_to_be_another_model(tmp_path):
     assert "the run's model is not what the recipe trains" in console.export_text()
 
 
+@pytest.mark.slow  # trains a run of its own
 def test_a_run_of_what_the_recipe_trains_is_not(tmp_path):
     path, own = runs.corpus(tmp_path), make.models()
     runs.copied(tmp_path)

@@ -43,6 +43,7 @@ def responded(tmp_path_factory):
     return folder, own, respond(Pbrf(folder / "run", **FEW), QUIET, own)
 
 
+@pytest.mark.slow  # tests/truth/test_pbrf.py has the laws
 def test_a_run_is_held_beside_the_responses_of_its_own_damping(responded):
     folder, own, found = responded
     ids = found.responses["train"].values
@@ -79,6 +80,7 @@ def opened(folder, own):
     return opened_scored(folder / "run", QUIET, own)
 
 
+@pytest.mark.slow  # of the same long run
 def test_responses_are_kept_and_only_their_judgement_is_stale_with_other_scores(
     responded, tmp_path
 ):

@@ -103,6 +103,7 @@ def test_several_are_trained_in_one_pass(tmp_path):
     ]
 
 
+@pytest.mark.slow  # tests/interpret/test_training.py has the laws
 def test_a_transcoder_is_trained_and_judged(tmp_path):
     options = make.options(tmp_path, site=("mlp_in.1",), writes=("mlp_out.1",))
     train(replace(options, skip=True), make.QUIET, make.models())
