@@ -25,7 +25,7 @@ PARAMS = {
 }
 BATCHES = POINTS.batches(4)
 V = {k: jnp.asarray(RNG.normal(size=(2, *x.shape[::-1]))) for k, x in PARAMS.items()}
-SCALE = {k: 0.5 + np.abs(x[0]) for k, x in V.items()}
+SCALE = {k: 0.5 + jnp.abs(x[0]) for k, x in V.items()}
 WEIGHTS = sum(x[0].size for x in V.values())
 
 
