@@ -45,7 +45,7 @@ def case(make: Callable, bias: bool, dtype: Any = jnp.float64) -> Case:
 def thinned(cases: Iterable[Any], always: Collection[Any]) -> list[Any]:
     """Returns the cases of a test, those that are not always run marked as slow.
 
-    Of laws that take seconds a case, in which those run always hold every fact.
+    For laws that take seconds a case: all of them are what `pytest -m slow` adds.
     """
     slow = pytest.mark.slow
     return [

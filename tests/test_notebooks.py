@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import thinned
-
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 BARELY = """
@@ -47,12 +45,7 @@ def run(code: str, environment: dict[str, str]):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-# What the other one calls docs/features.md calls as well, which is run too.
-@pytest.mark.parametrize(
-    "path",
-    thinned(NOTEBOOKS, [x for x in NOTEBOOKS if x.stem != "features"]),
-    ids=lambda x: x.stem,
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda x: x.stem)
 def test_a_notebook_runs_on_a_model_that_has_hardly_learned(path):
     given = code(path)
     for long, short in FEWER.items():

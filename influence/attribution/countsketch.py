@@ -272,10 +272,10 @@ def mixed(short: Array) -> Array:
     Numbers that are `K / 64` apart are mixed by a Hadamard matrix; none, where 64 is no
     factor of `K`.
     """
-    from scipy.linalg import hadamard  # half as dear as the package, for one command
-
     if short.shape[-1] % MIXED:
         return short
+    from scipy.linalg import hadamard  # takes half as long to import as the package
+
     signs = jnp.asarray(hadamard(MIXED) / math.sqrt(MIXED), short.dtype)
     apart = short.reshape(*short.shape[:-1], MIXED, -1)
     return contract("ij,...jk->...ik", signs, apart).reshape(short.shape)

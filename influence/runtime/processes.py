@@ -81,7 +81,7 @@ def together(name: str) -> None:
       name: of the place, for the message if one never comes.
     """
     if several():
-        from orbax.checkpoint import multihost  # half as dear as the package
+        from orbax.checkpoint import multihost  # takes half as long as ours
 
         everyone = set(range(jax.process_count()))
         multihost.get_barrier_sync_fn(processes=everyone)(

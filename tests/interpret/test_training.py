@@ -293,7 +293,6 @@ def test_epochs_walk_over_everything_in_new_orders():
         assert rows == {tuple(x) for x in data.inputs["tokens"].tolist()}
 
 
-@pytest.mark.slow  # two processes
 def test_a_dictionary_spread_over_devices_is_the_one_on_a_single_device():
     # The number of devices is settled when a process begins.
     found = []

@@ -67,7 +67,7 @@ def index(
         curvature = curvature_of(job, files)
         sketch = count_sketch(
             curvature,
-            length=min(length, _weights(curvature)),
+            length=min(length, _longest(curvature)),
             inverse=Relative(options.damping),
             sides=options.sides,
         )
@@ -216,8 +216,8 @@ class _Indexing:
         }
 
 
-def _weights(curvature: Curvature) -> int:
-    """Returns how many signs there are numbers for, a few less than weights.
+def _longest(curvature: Curvature) -> int:
+    """Returns how many signs say something: the weights, or a few less.
 
     More would be signs of zeros, the same for every sequence.
     """

@@ -313,7 +313,6 @@ def test_what_was_deleted_is_made_again(tmp_path, made):
     xr.testing.assert_identical(scores(tmp_path, own), before)
 
 
-@pytest.mark.slow  # fits in groups are compared above
 def test_a_fit_in_fewer_groups_takes_the_place_of_one_in_more(tmp_path):
     path, own = make.corpus(tmp_path), make.models()
     fit(make.options(tmp_path, path, memory=1e-6), QUIET, own)
