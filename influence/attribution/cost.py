@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from influence.curvature.covariance import Factors, PerToken
 from influence.linalg.contract import wide
@@ -144,44 +145,51 @@ def passes(of: Subject, context: int) -> Callable[[int], Passes]:
       >>> round(at(10).step.flops / at(5).step.flops, 3)
       2.0
     """
-    two, four = (_passes(of, shapes(n, context)) for n in (2, 4))
+    two, four = (_batched(of, shapes(n, context)) for n in (2, 4))
+    alone = _gradient(of, shapes(1, context))
 
     def at(examples: int) -> Passes:
         def line(x: float, y: float) -> float:
             return x + (y - x) * (examples - 2) / 2
 
         step, sampled, given = (
-            Pass(*map(line, x, y)) for x, y in zip(two[:3], four[:3], strict=True)
+            Pass(*map(line, x, y)) for x, y in zip(two, four, strict=True)
         )
-        return Passes(step, sampled, given, two.gradient)
+        return Passes(step, sampled, given, alone)
 
     return at
 
 
-def _passes(of: Subject, batch: Batch) -> Passes:
+def _batched(of: Subject, batch: Batch) -> tuple[Pass, Pass, Pass]:
+    """Returns what the passes take that a batch of sequences goes through."""
     params = jax.eval_shape(lambda x: x, of.params)
-
-    def loss(params: Params, batch: Batch) -> Any:
-        outputs = of.task.outputs(params, batch.inputs)
-        return losses(of.task, outputs, of.task.labels(batch.inputs), batch).sum()
-
-    def gradient(params: Params, batch: Batch) -> Any:
-        def of_leaves(leaves: Any) -> Any:
-            return loss(with_leaves(params, leaves), batch)
-
-        found = jax.value_and_grad(of_leaves)(covered(params, of.layers))
-        return found[0], matrices(of.layers, found[1])
 
     def read(labels: Labels, params: Params, batch: Batch) -> Any:
         return read_loss(of.task, of.layers, _NOTHING, labels, params, batch, {})
 
-    single = jax.tree.map(lambda x: x.update(shape=(1, *x.shape[1:])), batch)
-    return Passes(
-        count(jax.value_and_grad(loss), params, batch),
+    return (
+        count(jax.value_and_grad(partial(_loss, of.task)), params, batch),
         count(partial(read, Sampled()), params, batch),
         count(partial(read, Empirical()), params, batch),
-        count(gradient, params, single),
     )
+
+
+def _gradient(of: Subject, batch: Batch) -> Pass:
+    """Returns what the gradients of the layers take."""
+
+    def gradient(params: Params, batch: Batch) -> Any:
+        def of_leaves(leaves: Any) -> Any:
+            return _loss(of.task, with_leaves(params, leaves), batch)
+
+        found = jax.value_and_grad(of_leaves)(covered(params, of.layers))
+        return found[0], matrices(of.layers, found[1])
+
+    return count(gradient, jax.eval_shape(lambda x: x, of.params), batch)
+
+
+def _loss(task: Task, params: Params, batch: Batch) -> Array:
+    outputs = task.outputs(params, batch.inputs)
+    return losses(task, outputs, task.labels(batch.inputs), batch).sum()
 
 
 def _nothing(a: Any, gs: Mapping[str, Any], given: Any, counted: Any) -> Any:

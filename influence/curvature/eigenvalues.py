@@ -112,5 +112,9 @@ def _update(
 
 def _finish(state: Any) -> Eigenvalues:
     lam, sequences = state
-    mean = jax.tree.map(lambda x: x / sequences.astype(x.dtype), lam)
-    return Eigenvalues(mean, int(sequences))
+    return Eigenvalues(_mean(lam, sequences), int(sequences))
+
+
+@jax.jit
+def _mean(lam: dict[str, Array], sequences: Array) -> dict[str, Array]:
+    return {k: x / sequences.astype(x.dtype) for k, x in lam.items()}

@@ -89,10 +89,15 @@ def operator(
         for batch, count in zip(batches, counts, strict=True):
             found = multiply(task, layers, params, batch, v)
             share = count / sum(counts)
-            total = jax.tree.map(lambda x, y, s=share: x + s * y, total, found)
+            total = _plus(total, share, found)
         return total
 
     return act
+
+
+@jax.jit
+def _plus(total: Matrices, share: float, found: Matrices) -> Matrices:
+    return jax.tree.map(lambda x, y: x + share * y, total, found)
 
 
 def dense(layers: Sequence[Layer], act: Operator, dtype: Any) -> Array:

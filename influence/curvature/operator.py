@@ -165,8 +165,7 @@ class Curvature:
                 f"The gradient of layer {name!r} has shape {v.shape}, which does not "
                 f"end in the layer's {shape}."
             )
-        flat = _on_each(act, options, block, v.reshape(-1, *shape))
-        return flat.reshape(v.shape)
+        return _on_each(act, options, block, v)
 
     def _block(self, name: str) -> Kronecker:
         if name not in self.blocks:
@@ -227,14 +226,16 @@ def _on_each(
     act: Callable[..., Array],
     options: tuple[Any, ...],
     block: Kronecker,
-    v_QxOxI: Array,
+    v: Array,
 ) -> Array:
     """Returns what a layer's operator makes of each matrix, some of them at a time.
 
     What is in between is several times as large as they are: all of them at once may
     be more than there is room for.
     """
+    v_QxOxI = v.reshape(-1, *block.lam_OxI.shape)
     each = TOGETHER // max(1, v_QxOxI[0].size)
     # A batch of one is not the same to the compiler: it keeps a copy of all results.
     together = each if each > 1 else None
-    return jax.lax.map(lambda v: act(block, v, *options), v_QxOxI, batch_size=together)
+    done = jax.lax.map(lambda v: act(block, v, *options), v_QxOxI, batch_size=together)
+    return done.reshape(v.shape)

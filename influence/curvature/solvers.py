@@ -9,6 +9,7 @@ to what retraining does where blocks are not independent.
 import abc
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, cycle
 from typing import NamedTuple
 
@@ -133,7 +134,8 @@ class Eigenbasis(Solver):
         self, blocks: Mapping[str, Kronecker], turned: Gradients
     ) -> dict[str, Array]:
         """Returns the solutions of gradients `[Q, *stack, O, I]`, both in the basis."""
-        return {k: self.inverse(blocks[k].lam_OxI)[None] * v for k, v in turned.items()}
+        scaled = partial(_scaled, self.inverse)
+        return {k: scaled(blocks[k].lam_OxI, v) for k, v in turned.items()}
 
     def about(self) -> dict[str, str]:
         """Returns the damping."""
@@ -355,6 +357,11 @@ class Exact(Solver):
         return {"solver": "exact", "damping": str(self.damping)}
 
 
+@jax.jit(static_argnums=0)
+def _scaled(inverse: Inverse, lam_OxI: Array, v_QxOxI: Array) -> Array:
+    return inverse(lam_OxI)[None] * v_QxOxI
+
+
 def _damped(
     act: solvers.Operator, curvature: Curvature, damping: Damping
 ) -> solvers.Operator:
@@ -369,7 +376,14 @@ def _damped(
             "eigenbasis has. Give this solver a damping: `Relative` or `Absolute`."
         )
     amounts = {k: damping.amount(x.lam_OxI) for k, x in curvature.blocks.items()}
-    return lambda v: {k: x + amounts[k][None] * v[k] for k, x in act(v).items()}
+    return lambda v: _plus(act(v), {k: amounts[k] for k in v}, v)
+
+
+@jax.jit
+def _plus(
+    product: Gradients, amounts: Mapping[str, Array], v: Gradients
+) -> dict[str, Array]:
+    return {k: x + amounts[k][None] * v[k] for k, x in product.items()}
 
 
 def _one_by_one(

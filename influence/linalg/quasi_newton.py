@@ -6,6 +6,7 @@ of them; whoever walks decides when to stop.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -68,10 +69,23 @@ def lbfgs(
         promised_M = dot(point.slope, move)
         there = add(point.x, rate_M, move)
         trial = Point(there, *evaluate(there))
-        fell_M = _fell(point, trial, rate_M, promised_M, dot(trial.slope, move))
-        pairs = _remembered(pairs, point, trial, fell_M)
-        rate_M = jnp.where(fell_M, 1, rate_M / 2)
-        point = jax.tree.map(lambda a, b, f=fell_M: _where(f, a, b), trial, point)
+        slope_M = dot(trial.slope, move)
+        pairs, point, rate_M = _gone(pairs, point, trial, rate_M, promised_M, slope_M)
+
+
+@jax.jit
+def _gone(
+    pairs: _Pairs,
+    before: Point,
+    after: Point,
+    rate_M: Array,
+    promised_M: Array,
+    slope_M: Array,
+) -> tuple[_Pairs, Point, Array]:
+    """Returns what there is to remember, where functions are, and how far to look."""
+    fell_M = _fell(before, after, rate_M, promised_M, slope_M)
+    point = jax.tree.map(partial(_where, fell_M), after, before)
+    return _remembered(pairs, before, after), point, jnp.where(fell_M, 1, rate_M / 2)
 
 
 def _fell(
@@ -82,9 +96,8 @@ def _fell(
     return enough_M | (level_M & (slope_M <= -STEEP * promised_M))
 
 
-@jax.jit
-def _remembered(pairs: _Pairs, before: Point, after: Point, fell_M: Array) -> _Pairs:
-    """Returns pairs with one more where a function fell along positive curvature."""
+def _remembered(pairs: _Pairs, before: Point, after: Point) -> _Pairs:
+    """Returns pairs with one more where a function curves upwards along the move."""
     less_M = -jnp.ones_like(before.value_M)
     move = add(after.x, less_M, before.x)
     change = add(after.slope, less_M, before.slope)

@@ -210,8 +210,12 @@ def dot(x: Vector, y: Vector) -> Array:
     return jnp.stack(jax.tree.leaves(parts)).sum(0)
 
 
+@jax.jit
 def add(x: Vector, scale_Q: Array, y: Vector) -> Vector:
-    """Returns `x + scale · y`, each right-hand side with a scale of its own."""
+    """Returns `x + scale · y`, each right-hand side with a scale of its own.
+
+    Compiled for the same reason.
+    """
 
     def leaf(x: Array, y: Array) -> Array:
         scale = scale_Q.astype(y.dtype).reshape(-1, *[1] * (y.ndim - 1))

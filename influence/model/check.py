@@ -156,7 +156,7 @@ def _probes(layers: Sequence[Layer]) -> Probes:
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> Array:
-        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        return jnp.asarray(rng.standard_normal(shape).astype(np.float32))
 
     return {
         x.name: (normal(*x.stack, x.outputs), normal(*x.stack, x.columns))

@@ -345,15 +345,16 @@ class Decoder(nnx.Module):
 @cache
 def structure(config: Config, remat: bool = False) -> nnx.GraphDef:
     """Returns a decoder without its parameters."""
-    return nnx.split(_abstract(config, jnp.float32, remat))[0]
+    return nnx.split(_abstract(config, jnp.dtype(jnp.float32), remat))[0]
 
 
 def shapes(config: Config, dtype: Any = jnp.float32) -> Params:
     """Returns the shapes of a decoder's parameters, none of them made."""
-    return nnx.split(_abstract(config, dtype, remat=False))[1]
+    return nnx.split(_abstract(config, jnp.dtype(dtype), False))[1]
 
 
-def _abstract(config: Config, dtype: Any, remat: bool) -> Decoder:
+@cache
+def _abstract(config: Config, dtype: jnp.dtype, remat: bool) -> Decoder:
     def make() -> Decoder:
         return Decoder(config, rngs=nnx.Rngs(0), dtype=dtype, remat=remat)
 

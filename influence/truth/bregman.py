@@ -8,6 +8,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -64,7 +65,12 @@ class Objectives:
     damping: Damping
 
     def start(self) -> dict[str, Array]:
-        """Returns no move at all, `[M, *stack, O, I]` by layer."""
+        """Returns no move at all, `[M, *stack, O, I]` by layer.
+
+        Raises:
+          ValueError: if the damped curvature, the preconditioner, has no inverse.
+        """
+        self.curvature.check_inverse(self.damping)
         m = 2 * len(self.sequences.real_B)
         return {
             k: jnp.zeros((m, *x.lam_OxI.shape), x.lam_OxI.dtype)
@@ -73,22 +79,24 @@ class Objectives:
 
     def evaluate(self, x: Matrices) -> tuple[Array, Matrices]:
         """Returns the objectives and their slopes."""
-        layers = self.curvature.layers
-        amounts = {
-            k: self.damping.amount(x.lam_OxI) for k, x in self.curvature.blocks.items()
-        }
-        total = _pulled(
-            self.task, layers, self.params, self.sequences, self.copy, amounts, x
-        )
-        count = sum(float(batch.real_B.sum()) for batch in self.corpus)
+        about = (self.task, self.curvature.layers, self.params)
+        total = _pulled(*about, self.sequences, self.copy, self._amounts, x)
         for batch in self.corpus:
-            part = _kept(self.task, layers, self.params, batch, x)
-            total = jax.tree.map(lambda y, z: y + z / count, total, part)
+            total = _kept(*about, batch, self._count, total, x)
         return total
 
     def precondition(self, v: Matrices) -> dict[str, Array]:
         """Returns the fitted `(G + λ)⁻¹ v`."""
-        return self.curvature.solve(v, self.damping)
+        return self.curvature.filtered(v, self.damping)
+
+    @cached_property
+    def _amounts(self) -> dict[str, Array]:
+        blocks = self.curvature.blocks
+        return {k: self.damping.amount(x.lam_OxI) for k, x in blocks.items()}
+
+    @cached_property
+    def _count(self) -> float:
+        return sum(float(batch.real_B.sum()) for batch in self.corpus)
 
 
 @jax.jit(static_argnums=(0, 1))
@@ -123,14 +131,17 @@ def _kept(
     layers: tuple[Layer, ...],
     params: Params,
     batch: Batch,
+    count: float,
+    total: tuple[Array, Matrices],
     x: Matrices,
 ) -> tuple[Array, Matrices]:
-    """Returns the sum of divergences on a batch, and its slope."""
+    """Returns a total and what a batch adds to it: divergences, and their slope."""
 
     def one(x: Matrices) -> Array:
         return divergence(task, params, moved(layers, params, x), batch).sum()
 
-    return jax.vmap(jax.value_and_grad(one))(x)
+    found = jax.vmap(jax.value_and_grad(one))(x)
+    return jax.tree.map(lambda y, z: y + z / count, total, found)
 
 
 def moved(layers: Sequence[Layer], params: Params, x: Matrices) -> Params:
