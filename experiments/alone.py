@@ -19,12 +19,13 @@ import numpy as np
 import influence
 from experiments.contender import THREADS, Job, Stage, data, let_go, measured
 from experiments.contender_influence import Engine
-from influence.attribution.forms import Dense, Plain
+from influence.attribution.forms import Dense, Factored
 from influence.attribution.query import Query
 from influence.curvature.covariance import Covariances
 from influence.curvature.eigenvalues import Bases
 from influence.linalg.basis import Basis
 from influence.linalg.kronecker import Kronecker
+from influence.linalg.low_rank import truncated
 from influence.runtime.allocator import keep_memory
 from influence.runtime.memory import forget_peak, peak
 from influence.runtime.planning.rates import Rates, measure
@@ -144,8 +145,7 @@ def _asking(engine: Engine, low: bool) -> None:
         # One draw for all queries: the numbers do not matter, their making would show.
         h = _random(rng, 1, x.outputs, x.columns)
         if low:
-            # The blocks of a curvature are not looked at by a plain truncation.
-            form = Plain(engine.job.rank)(None, h).form  # type: ignore[arg-type]
+            form = Factored(*truncated(h, engine.job.rank))
             forms[x.name] = jax.tree.map(lambda y: jnp.repeat(y, asked, 0), form)
         else:
             forms[x.name] = Dense(jnp.repeat(h, asked, 0))

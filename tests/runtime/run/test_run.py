@@ -168,7 +168,7 @@ def test_totals_alone_are_the_same_totals(tmp_path):
 def test_layers_fitted_in_groups_score_as_those_fitted_together(tmp_path):
     own, path = make.models(), make.copied(tmp_path)
     whole = scores(tmp_path, own)
-    make.everything(tmp_path, path, own, memory=5e-6)
+    make.everything(tmp_path, path, own, memory=7e-6)
     groups = [x for x in stages(tmp_path) if x.startswith("curvature of model ")]
     assert len(groups) > 2
     # Another program rounds otherwise, and close eigenvalues make more of it.
@@ -315,7 +315,7 @@ def test_what_was_deleted_is_made_again(tmp_path, made):
 
 def test_a_fit_in_fewer_groups_takes_the_place_of_one_in_more(tmp_path):
     path, own = make.corpus(tmp_path), make.models()
-    fit(make.options(tmp_path, path, memory=1e-6), QUIET, own)
+    fit(make.options(tmp_path, path, memory=7e-6), QUIET, own)
     assert "curvature of model 2" in stages(tmp_path)
     make.everything(tmp_path, path, own)
     assert {x for x in stages(tmp_path) if "curvature" in x} == {"curvature of model"}
