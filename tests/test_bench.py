@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments.alone import prepared
 from experiments.bench_engine import (
     FITTING,
     OURS,
@@ -27,16 +28,25 @@ from experiments.equal_fidelity import (
     stages_in,
 )
 
+JOB = Job(
+    folder=None, blocks=1, width=4, hidden=6, heads=2, context=5, vocabulary=7,
+    layers="mlp", sequences=3, token_sequences=2, queries=3, rank=2, damping=0.1,
+    batch={OURS: {"": 2}}, threads=1,
+)  # fmt: skip
+
+
+def test_queries_of_low_rank_are_made_up_in_their_shapes():
+    engine, _ = prepared(JOB, "scan, rank 2")
+    for x in engine.layers:
+        left, right = engine.asking.forms[x.name]
+        assert left.shape == (JOB.queries, x.outputs, JOB.rank)
+        assert right.shape == (JOB.queries, x.columns, JOB.rank)
+
 
 @pytest.mark.slow
 def test_every_stage_runs_and_is_reported():
-    job = Job(
-        folder=None, blocks=1, width=4, hidden=6, heads=2, context=5, vocabulary=7,
-        layers="mlp", sequences=3, token_sequences=2, queries=3, rank=2, damping=0.1,
-        batch={OURS: {"": 2}}, threads=1,
-    )  # fmt: skip
     ours = {}
-    for name, stage in stages(job, data(job)).items():
+    for name, stage in stages(JOB, data(JOB)).items():
         first = measured(stage.begin)
         ours[name] = Timed(stage.tokens, first, measured(stage.work))
     # A peer that is twice as fast has to be named.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from influence.linalg.contract import wide
-from influence.linalg.solvers import Operator
+from influence.linalg.solvers import Operator, add
 from influence.model.tangents import Leaves, covered, derivatives, matrices, tangent
 from influence.model.task import Task, losses
 from influence.types import Batch, Layer, Params, with_leaves
@@ -88,16 +88,10 @@ def operator(
         total = jax.tree.map(jnp.zeros_like, v)
         for batch, count in zip(batches, counts, strict=True):
             found = multiply(task, layers, params, batch, v)
-            share = count / sum(counts)
-            total = _plus(total, share, found)
+            total = add(total, jnp.asarray(count / sum(counts)), found)
         return total
 
     return act
-
-
-@jax.jit
-def _plus(total: Matrices, share: float, found: Matrices) -> Matrices:
-    return jax.tree.map(lambda x, y: x + share * y, total, found)
 
 
 def dense(layers: Sequence[Layer], act: Operator, dtype: Any) -> Array:

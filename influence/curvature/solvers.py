@@ -376,7 +376,7 @@ def _damped(
             "eigenbasis has. Give this solver a damping: `Relative` or `Absolute`."
         )
     amounts = {k: damping.amount(x.lam_OxI) for k, x in curvature.blocks.items()}
-    return lambda v: _plus(act(v), {k: amounts[k] for k in v}, v)
+    return lambda v: _plus(act(v), amounts, v)
 
 
 @jax.jit

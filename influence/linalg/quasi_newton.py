@@ -70,11 +70,11 @@ def lbfgs(
         there = add(point.x, rate_M, move)
         trial = Point(there, *evaluate(there))
         slope_M = dot(trial.slope, move)
-        pairs, point, rate_M = _gone(pairs, point, trial, rate_M, promised_M, slope_M)
+        pairs, point, rate_M = _step(pairs, point, trial, rate_M, promised_M, slope_M)
 
 
 @jax.jit
-def _gone(
+def _step(
     pairs: _Pairs,
     before: Point,
     after: Point,

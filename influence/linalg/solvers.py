@@ -212,7 +212,7 @@ def dot(x: Vector, y: Vector) -> Array:
 
 @jax.jit
 def add(x: Vector, scale_Q: Array, y: Vector) -> Vector:
-    """Returns `x + scale · y`, each right-hand side with a scale of its own.
+    """Returns `x + scale · y`, with a scale for each right-hand side or one for all.
 
     Compiled for the same reason.
     """

@@ -350,7 +350,9 @@ def structure(config: Config, remat: bool = False) -> nnx.GraphDef:
 
 def shapes(config: Config, dtype: Any = jnp.float32) -> Params:
     """Returns the shapes of a decoder's parameters, none of them made."""
-    return nnx.split(_abstract(config, jnp.dtype(dtype), False))[1]
+    found = nnx.split(_abstract(config, jnp.dtype(dtype), False))[1]
+    # In variables of their own: what a caller writes to them stays with the caller.
+    return jax.tree.map(lambda x: x, found)
 
 
 @cache

@@ -135,7 +135,7 @@ def _kept(
     total: tuple[Array, Matrices],
     x: Matrices,
 ) -> tuple[Array, Matrices]:
-    """Returns a total and what a batch adds to it: divergences, and their slope."""
+    """Returns a total and a batch's share of the mean divergence, with its slope."""
 
     def one(x: Matrices) -> Array:
         return divergence(task, params, moved(layers, params, x), batch).sum()

@@ -325,3 +325,14 @@ def test_a_row_longer_than_the_context_is_refused():
         ValueError, match="13 tokens is longer than the model's context"
     ):
         Apply(config)(parameters(config), tokens(1, 13))
+
+
+def test_what_is_written_to_shapes_stays_with_whoever_asked():
+    config = CONFIGS["gpt2"]
+    expected = jax.tree.leaves(shapes(config))
+    jax.tree.map(
+        lambda x: x.set_value(jax.ShapeDtypeStruct((), jnp.int32)),
+        shapes(config),
+        is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
+    assert jax.tree.leaves(shapes(config)) == expected
