@@ -15,7 +15,7 @@ from jax import Array
 import influence
 from experiments.contender import Data, Job, Stage, Stages
 from experiments.reference import GPT, Counted, examples
-from influence.attribution.countsketch import Sides, count_sketch, reader
+from influence.attribution.countsketch import count_sketch, reader
 from influence.attribution.forms import Compress, Plain
 from influence.attribution.measurements import Measurement, likelihoods
 from influence.curvature import covariance, eigenvalues, eigenvectors
@@ -27,6 +27,8 @@ from influence.model.task import losses
 from influence.model.trace import select, trace
 from influence.runtime import formats
 from influence.runtime.lookup import encode, length_in
+from influence.runtime.run.indexing import PARTS
+from influence.runtime.run.options import Sides
 from influence.types import Batch, Params
 
 INDEXED = 16384
@@ -90,7 +92,7 @@ class Engine:
             "scan, per layer": self._over_data("scan", self.scan_layers),
             "scan, per token": self._over_data("tokens", self.scan_tokens, few),
             "index": self._over_data("scan", self.index("both")),
-            "index, shorter sides": self._over_data("scan", self.index("shorter")),
+            "index, leading directions": self._over_data("scan", self.index("leading")),
             f"query{low}": Stage(
                 tokens,
                 lambda: self.query(asked, Plain(job.rank)),
@@ -177,7 +179,7 @@ class Engine:
 
         def work(batches: InMemory) -> None:
             length = length_in(INDEXED)
-            sketch = count_sketch(self.curvature, length=length, sides=sides)
+            sketch = count_sketch(self.curvature, length=length, part=PARTS[sides])
             read = reader(self.task, self.params, sketch)
             for batch in batches:
                 encode(np.asarray(read(batch))[batch.real_B])

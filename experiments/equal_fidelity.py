@@ -5,9 +5,10 @@
 
 Two ways to do less: to fit the curvature to some of the sequences, and to answer from
 an index, a vector a sequence, instead of a second pass over the corpus; made with both
-sides of matrices turned into the eigenbasis, or with the shorter alone. Every way's
-scores are held against those of a curvature fitted to all, with the same sampled
-labels and exact gradients: Spearman's correlation over the sequences, query by query.
+sides of matrices turned into the eigenbasis, or of longer ones the leading directions
+alone. Every way's scores are held against those of a curvature fitted to all, with the
+same sampled labels and exact gradients: Spearman's correlation over the sequences,
+query by query.
 Of the medium model, which `DIR` has no weights of, some steps of training come first.
 
 What it saves is put together from the stages that `experiments.bench_engine` timed on a
@@ -34,7 +35,6 @@ from experiments.bench_engine import FITTING, OURS, SIZES, job
 from experiments.contender import Data, Job, data, measured
 from experiments.reference import GPT, Counted, examples
 from influence.attribution import countsketch
-from influence.attribution.countsketch import Sides
 from influence.attribution.measurements import likelihoods
 from influence.attribution.query import Query
 from influence.curvature.operator import Curvature
@@ -43,18 +43,20 @@ from influence.model.examples import Examples
 from influence.model.train import Order, Recipe
 from influence.runtime.driver import Driver
 from influence.runtime.lookup import Codes, encode, flat, length_in
+from influence.runtime.run.indexing import PARTS
+from influence.runtime.run.options import Sides
 from influence.types import Params
 
 ENOUGH = 0.99
 """Spearman's correlation, averaged over queries, from which a ranking is the same."""
 
-PARTS = (2, 4, 8, 16, 32)
+FEWER = (2, 4, 8, 16, 32)
 """One of so many sequences is fitted to."""
 
 BYTES = (16384, 65536, 262144)
 """Of an index, a sequence."""
 
-INDEXING: dict[Sides, str] = {"both": "index", "shorter": "index, shorter sides"}
+INDEXING: dict[Sides, str] = {"both": "index", "leading": "index, leading directions"}
 """What `bench_engine` calls that, by the sides that are turned."""
 
 PEER = "kronfluence"
@@ -302,7 +304,7 @@ def measure(of: Setting) -> Iterator[Row]:
     for sides in get_args(Sides):
         for size in BYTES:
             yield indexed(of, solved, exact_QxN, size, sides)
-    for part in PARTS:
+    for part in FEWER:
         solved = asked(of, n // part)
         like = alike(scored(of, solved[1]), exact_QxN)
         exact = Row(n // part, None, None, *like)
@@ -349,7 +351,7 @@ def indexed(
         curvature,
         length=length_in(size),
         inverse=influence.Relative(of.damping),
-        sides=sides,
+        part=PARTS[sides],
     )
     read = countsketch.reader(of.task, of.params, sketch)
     rows = [encode(np.asarray(read(x))[x.real_B]) for x in of.scored.batches(of.batch)]

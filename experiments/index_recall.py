@@ -28,7 +28,6 @@ from experiments.results import figure, write
 from experiments.small_model import Model as Trained
 from experiments.small_model import continuations, decoder, model, read
 from influence.attribution import countsketch, sketch
-from influence.attribution.countsketch import Sides
 from influence.attribution.measurements import completions
 from influence.model.train import Recipe
 from influence.model.transformer import Apply
@@ -57,6 +56,7 @@ from influence.runtime.run.options import (
     Query,
     Scan,
     Search,
+    Sides,
 )
 from influence.runtime.run.scanning import scan
 from influence.runtime.run.searching import search
@@ -68,8 +68,8 @@ SIZE = 512
 WAYS: tuple[tuple[int, Sides, tuple[Kind, ...]], ...] = (
     (128, "both", ("flat",)),
     (256, "both", ("flat",)),
-    (SIZE, "shorter", ("flat",)),
-    (2 * SIZE, "shorter", ("flat",)),
+    (SIZE, "leading", ("flat",)),
+    (2 * SIZE, "leading", ("flat",)),
     (SIZE, "both", get_args(Kind)),
 )
 """Bytes a sequence, the sides that are turned, and how vectors are looked up."""
@@ -162,7 +162,7 @@ def ours(folder: Path, own: Models, job: Job, scores_QxN: np.ndarray) -> Iterato
             path = folder / lookup_at("texts", kind)
             whole = kept_bytes(codes, codes_at(job, "texts"), path)
             find = KINDS[kind].open(codes, path)
-            said = ", shorter sides" if sides == "shorter" else ""
+            said = ", leading directions" if sides == "leading" else ""
             about = (f"count sketch, signs{said}", whole, kind)
             yield from looked_up(find, v_QxK, scores_QxN, about)
 

@@ -100,12 +100,12 @@ def test_what_fewer_sequences_and_an_index_save():
     stages = {k: at(x, peers={PEER: at(x / 2)}) for k, x in ours.items()}
     stages["eigendecomposition"] = {**decomposed, "peers": {PEER: decomposed}}
     stages["index"] = at(4.0, peers={})
-    stages["index, shorter sides"] = at(8.0, peers={})
+    stages["index, leading directions"] = at(8.0, peers={})
     rows = [
         Row(100, 8, "both", 0.995, 0.9, lookup=0.25),
         Row(50, None, None, 0.999, 0.9),
         Row(50, 8, "both", 0.991, 0.9, lookup=0.25),
-        Row(50, 8, "shorter", 0.991, 0.9, lookup=0.25),
+        Row(50, 8, "leading", 0.991, 0.9, lookup=0.25),
         Row(25, None, None, 0.5, 0.1),
     ]
     found = list(savings(rows, stages, context=2, train=100, asked=3))
@@ -117,7 +117,7 @@ def test_what_fewer_sequences_and_an_index_save():
         Saving(OURS, 50, None, None, 56.0, 79.0),
         Saving(OURS, 100, 8, "both", 116.25, 119.5),
         Saving(OURS, 50, 8, "both", 86.25, 89.5),
-        Saving(OURS, 50, 8, "shorter", 61.25, 64.5),
+        Saving(OURS, 50, 8, "leading", 61.25, 64.5),
     ]
 
 
@@ -129,9 +129,9 @@ def test_stages_that_were_not_timed_are_said_before_anything_is_measured(tmp_pat
     stages = {x: {"peers": {PEER: {}}} for x in names}
     path.write_text(json.dumps({"stages": stages}))
     assert stages_in(path) == stages
-    lacking = {k: x for k, x in stages.items() if k != "index, shorter sides"}
+    lacking = {k: x for k, x in stages.items() if k != "index, leading directions"}
     path.write_text(json.dumps({"stages": lacking}))
-    with pytest.raises(ValueError, match="what index, shorter sides takes"):
+    with pytest.raises(ValueError, match="what index, leading directions takes"):
         stages_in(path)
     path.write_text(json.dumps({"stages": {**stages, "scan": {"peers": {}}}}))
     with pytest.raises(ValueError, match=f"what {PEER} takes"):

@@ -18,7 +18,7 @@ from jax import Array
 
 from influence.curvature.covariance import Factors, PerToken
 from influence.linalg.contract import wide
-from influence.linalg.count import gradient, turned_matrix, turned_positions
+from influence.linalg.count import gradient, turn, turned_matrix, turned_positions
 from influence.model.passes import Pass, count
 from influence.model.reading import Reading
 from influence.model.tangents import covered, matrices
@@ -219,6 +219,7 @@ class Shape(NamedTuple):
       in_blocks: and of its input side.
       bytes: of one number of its statistics.
       diagonal: of output and input side, whether there can be no other basis.
+      kind: as a layer has it.
     """
 
     copies: int
@@ -230,11 +231,17 @@ class Shape(NamedTuple):
     in_blocks: tuple[int, ...]
     bytes: int
     diagonal: tuple[bool, bool]
+    kind: str
 
     @property
     def size(self) -> tuple[int, int]:
         """Returns `O` and `I`."""
         return self.outputs, self.inputs
+
+    @property
+    def turns(self) -> tuple[int, int]:
+        """Returns the multiplications of turning one vector of either side."""
+        return turn(self.out_blocks), turn(self.in_blocks)
 
     @property
     def matrix(self) -> float:
@@ -261,6 +268,7 @@ def layer_shapes(of: Subject) -> list[Shape]:
             of.factors.inputs(x),
             np.dtype(wide(weights[x.parameter].dtype)).itemsize,
             (x.diagonal[1], x.diagonal[0]),
+            x.kind,
         )
         for x in of.layers
     ]
@@ -325,12 +333,11 @@ def rotated(group: Sequence[Shape], work: Work) -> Pass:
     """Returns a batch's gradients in the eigenbasis, of layers with one input."""
     samples, total = work.batch * work.context, Pass()
     for i, x in enumerate(group):
-        blocks = (x.out_blocks, x.in_blocks)
+        turn_out, turn_in = x.turns
+        first = turned_positions(work.context, turn_out, turn_in)
+        whole = turned_matrix(*x.size, turn_out, turn_in)
         # The input is turned once for all layers that read it.
-        own = (x.out_blocks, () if i else x.in_blocks)
-        first = turned_positions(work.context, *blocks)
-        whole = turned_matrix(*x.size, *blocks)
-        turning = turned_positions(work.context, *own)
+        turning = turned_positions(work.context, turn_out, 0 if i else turn_in)
         products = min(turning, whole) if first <= whole else whole
         products += gradient(work.context, *x.size)
         d = work.batch * x.matrix

@@ -15,14 +15,16 @@ inverse curvature, `E|u|² E|v|²` is least for the root of `1 / (Λ + λ)` (by 
 Schwarz), which is why both are weighted so. There is no matrix to keep, and a sequence
 costs one addition a coordinate beyond what refitting eigenvalues costs.
 
-Most of that is turning the longer sides of matrices. Any orthogonal bases will do for
-which the weighting is known: with `C` the damped curvature, over such gradients and
-queries `E|v|² E|u|²` is least, coordinate by coordinate, for
+Most of that is turning the longer sides of matrices. Any coordinates will do in which
+products are what they were, and for which the weighting is known: with `C` the damped
+curvature in them, over such gradients and queries `E|v|² E|u|²` is least, coordinate by
+coordinate, for
 
     u = w ⊙ DW,   v = h / w,   w = (diag C⁻¹ / diag C)^¼
 
-which is `(Λ + λ)^-½` in the eigenbasis. Where longer sides stay as they are the product
-is larger, and a sketch has to be longer by as much for the same error.
+which is `(Λ + λ)^-½` in the eigenbasis. Where of longer sides only the directions of
+most variance are taken apart, and the rest stays as it is, the product is a little
+larger, and a sketch has to be longer by as much for the same error.
 
 An index keeps the signs of these numbers, which say most where they are normally
 distributed, as sums of many are. Sums of few coordinates are heavy-tailed: so in long
@@ -37,7 +39,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +47,9 @@ from jax import Array
 
 from influence.attribution.forms import dense
 from influence.attribution.query import Query
-from influence.curvature.coordinates import rotated, turned
+from influence.curvature.coordinates import grouped, rotated, turned
 from influence.curvature.operator import Curvature
-from influence.linalg.basis import Basis
+from influence.linalg.basis import Basis, Coordinates, Leading, turn
 from influence.linalg.contract import contract, wide
 from influence.linalg.damping import Inverse, Relative
 from influence.linalg.kronecker import Kronecker
@@ -55,19 +57,14 @@ from influence.model.reading import Reading, by_layer
 from influence.model.task import Empirical, Task, read_loss
 from influence.types import Batch, Layer, Params, rows
 
-Sides = Literal["both", "shorter"]
-"""Which sides of a matrix are turned into the eigenbasis."""
-
 LONGER = 2
-"""A side so many times as long as the other stays as it is, if only shorter turn."""
+"""A side is longer if it is so many times as long as the other."""
 
 MIXED = 64
 """So many sums are mixed with one another; a power of two."""
 
 MIXED_FROM = 8192
 """From so many bytes of signs, lengths are multiples of that."""
-
-STANDARD = Basis(())
 
 
 @dataclass(frozen=True)
@@ -76,14 +73,17 @@ class CountSketch:
 
     Attributes:
       layers: the layers covered.
-      blocks: what turns each layer's matrices, by name.
-      scales: `± w`, `[*stack, O, I]`, by layer.
+      inputs: coordinates of the input sides, by the layers' `reads`.
+      outputs: those of the output sides, by layer.
+      scales: `± w`, one for each pair of coordinates, `[*stack, O, I]` where both sides
+        are turned, by layer.
       length: `K`.
       about: in words.
     """
 
     layers: tuple[Layer, ...]
-    blocks: Mapping[str, Kronecker]
+    inputs: Mapping[str, Coordinates]
+    outputs: Mapping[str, Coordinates]
     scales: Mapping[str, Array]
     length: int
     about: str
@@ -95,7 +95,7 @@ def count_sketch(
     length: int,
     inverse: Inverse = Relative(),
     seed: int = 0,
-    sides: Sides = "both",
+    part: int | None = None,
 ) -> CountSketch:
     """Returns what brings gradients down to `length` numbers.
 
@@ -106,13 +106,13 @@ def count_sketch(
         matrix that were all added up in place would err together.
       inverse: of the damped curvature; queries may be solved with another.
       seed: of the signs.
-      sides: which are turned into the eigenbasis. `shorter` leaves those that are twice
-        as long as the other, or longer, as they are: a sequence is read in less time,
-        and the sketch errs more.
+      part: of sides that are twice as long as the other, or longer, one of so many
+        eigenvectors is used, the leading ones: a sequence is read in less time, and the
+        sketch errs a little more. If None, all are.
 
     Raises:
-      ValueError: if the damped curvature of a layer has no inverse, or the length is
-        less than 1.
+      ValueError: if the damped curvature of a layer has no inverse, or the length or
+        the part is less than 1.
 
     Example:
       >>> from influence.attribution.countsketch import count_sketch
@@ -122,57 +122,56 @@ def count_sketch(
     """
     if length < 1:
         raise ValueError(f"A sketch has 1 number at least, not {length}.")
+    if part is not None and part < 1:
+        raise ValueError(f"One of {part} eigenvectors is none. Take one of 1 or more.")
     curvature.check_inverse(inverse)
     keys = jax.random.split(jax.random.key(seed), len(curvature.layers))
-    inputs, outputs = _left(curvature.layers, sides)
-    blocks, scales = {}, {}
+    long_in, long_out = _longer(curvature.layers)
+    inputs: dict[str, Coordinates] = {}
+    outputs: dict[str, Coordinates] = {}
+    scales = {}
     for x, key in zip(curvature.layers, keys, strict=True):
         block = curvature.blocks[x.name]
-        blocks[x.name], rest = _parted(block, x.reads in inputs, x.name in outputs)
-        scales[x.name] = _signed(key, _weights(rest, inverse(block.lam_OxI)))
-    about = f"count sketch of {length}, {sides} sides, damping {inverse}, seed {seed}"
-    return CountSketch(curvature.layers, blocks, scales, length, about)
+        q_in, q_out = block.inputs, block.outputs
+        if part is not None:
+            q_in = q_in.leading(part) if x.reads in long_in else q_in
+            q_out = q_out.leading(part) if x.name in long_out else q_out
+        inputs.setdefault(x.reads, q_in)
+        outputs[x.name] = q_out
+        inverted_OxI = inverse(block.lam_OxI)
+        scales[x.name] = _signed(key, _weights(block, q_out, q_in, inverted_OxI))
+    turned = "" if part is None else f", of longer sides 1/{part} of the eigenvectors"
+    about = f"count sketch of {length}{turned}, damping {inverse}, seed {seed}"
+    return CountSketch(curvature.layers, inputs, outputs, scales, length, about)
 
 
-def _left(layers: tuple[Layer, ...], sides: Sides) -> tuple[set[str], set[str]]:
-    """Returns which sides are not turned: inputs, by `reads`, and outputs, by layer.
+def _longer(layers: tuple[Layer, ...]) -> tuple[set[str], set[str]]:
+    """Returns which sides are longer: inputs, by `reads`, and outputs, by layer.
 
-    An input that several layers read is turned for all of them or for none.
+    An input that several layers read is for all of them or for none.
     """
-    if sides == "both":
-        return set(), set()
     read = {x.reads for x in layers if x.columns < LONGER * x.outputs}
     outputs = {x.name for x in layers if x.outputs >= LONGER * x.columns}
     return {x.reads for x in layers} - read, outputs
 
 
-def _parted(
-    block: Kronecker, inputs: bool, outputs: bool
-) -> tuple[Kronecker, Kronecker]:
-    """Returns a layer's bases without those of some sides, and the squares of these."""
-    kept = Kronecker(
-        STANDARD if inputs else block.inputs,
-        STANDARD if outputs else block.outputs,
-        block.lam_OxI,
-    )
-    rest = Kronecker(
-        _squared(block.inputs) if inputs else STANDARD,
-        _squared(block.outputs) if outputs else STANDARD,
-        block.lam_OxI,
-    )
-    return kept, rest
-
-
-def _squared(basis: Basis) -> Basis:
-    """Returns what brings variances along a basis back to the standard one."""
-    return Basis(tuple(jnp.square(q) for q in basis.blocks))
-
-
-def _weights(rest: Kronecker, inverted_OxI: Array) -> Array:
+@jax.jit
+def _weights(
+    block: Kronecker, q_out: Coordinates, q_in: Coordinates, inverted_OxI: Array
+) -> Array:
     """Returns `w`, given the damped inverse in the whole eigenbasis."""
+    out, into = _spread(block.outputs, q_out), _spread(block.inputs, q_in)
     damped_OxI = jnp.where(inverted_OxI == 0, 0, 1 / inverted_OxI)
-    gradients, queries = rest.unrotate(damped_OxI), rest.unrotate(inverted_OxI)
+    gradients, queries = (turn(x, out, into) for x in (damped_OxI, inverted_OxI))
     return jnp.where(gradients == 0, 0, jnp.sqrt(jnp.sqrt(queries / gradients)))
+
+
+def _spread(basis: Basis, coordinates: Coordinates) -> Basis:
+    """Returns what makes variances of coordinates of those along a basis."""
+    if not isinstance(coordinates, Leading):
+        return Basis(())
+    pairs = zip(basis.blocks, coordinates.blocks, strict=True)
+    return Basis(tuple(jnp.square(Leading((u,)).into(q.mT)) for q, u in pairs))
 
 
 def _signed(key: Array, w_OxI: Array) -> Array:
@@ -191,11 +190,12 @@ def reader(task: Task, params: Params, sketch: CountSketch) -> Callable[[Batch],
       >>> read(next(iter(batches))).shape
       (5, 24)
     """
-    given: dict[str, tuple[Basis, dict[str, Basis], dict[str, Array]]] = {}
-    for x in sketch.layers:
-        block = sketch.blocks[x.name]
-        _, outputs, scales = given.setdefault(x.reads, (block.inputs, {}, {}))
-        outputs[x.name], scales[x.name] = block.outputs, sketch.scales[x.name]
+    given = {
+        reads: (*sides, {name: sketch.scales[name] for name in sides[1]})
+        for reads, sides in grouped(
+            sketch.layers, sketch.inputs, sketch.outputs
+        ).items()
+    }
     return partial(_read, task, sketch.layers, sketch.length, params, given)
 
 
@@ -223,22 +223,29 @@ def asked(sketch: CountSketch, query: Query) -> Array:
         short[x.name] = _short(
             sketch.length,
             len(x.stack),
-            sketch.blocks[x.name],
+            sketch.outputs[x.name],
+            sketch.inputs[x.reads],
             sketch.scales[x.name],
             h,
         )
-    return _together(sketch.layers, sketch.length, short)
+    return _together(sketch.layers, sketch.length, sketch.scales, short)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _short(
-    length: int, stack: int, block: Kronecker, scale_OxI: Array, h_QxOxI: Array
+    length: int,
+    stack: int,
+    q_out: Coordinates,
+    q_in: Coordinates,
+    scale_OxI: Array,
+    h_QxOxI: Array,
 ) -> Array:
     """Returns a layer's queries, each of its matrices made short, `[*stack, Q, K]`."""
-    turn = jax.vmap(block.rotate, in_axes=stack, out_axes=stack)
+    each = partial(turn, outputs=q_out, inputs=q_in)
+    turned_QxOxI = jax.vmap(each, in_axes=stack, out_axes=stack)(h_QxOxI)
     # Where there is no curvature to divide by there is nothing to multiply either.
     inverse_OxI = jnp.where(scale_OxI == 0, 0, 1 / scale_OxI)
-    return added(turn(h_QxOxI) * jnp.expand_dims(inverse_OxI, stack), length)
+    return added(turned_QxOxI * jnp.expand_dims(inverse_OxI, stack), length)
 
 
 def added(x_OxI: Array, length: int) -> Array:
@@ -253,7 +260,10 @@ def added(x_OxI: Array, length: int) -> Array:
 
 
 def _together(
-    layers: tuple[Layer, ...], length: int, short: Mapping[str, Array]
+    layers: tuple[Layer, ...],
+    length: int,
+    scales: Mapping[str, Array],
+    short: Mapping[str, Array],
 ) -> Array:
     """Returns the sum of all matrices' vectors, `[..., K]`, mixed.
 
@@ -262,7 +272,7 @@ def _together(
     moved, start = [], 0
     for x, place, _ in rows(layers):
         moved.append(jnp.roll(short[x.name][place], start % length, axis=-1))
-        start += x.outputs * x.columns
+        start += math.prod(scales[x.name].shape[-2:])
     return mixed(jnp.stack(moved).sum(0))
 
 
@@ -318,7 +328,8 @@ def _read(
     found = by_layer(
         read_loss(task, layers, reading, Empirical(), params, batch, given)
     )
-    total = _together(layers, length, found)
+    scales = {k: x for *_, own in given.values() for k, x in own.items()}
+    total = _together(layers, length, scales, found)
     return total.astype(wide(total.dtype))
 
 

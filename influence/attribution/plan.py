@@ -118,7 +118,7 @@ def cost(stage: Stage, device: Device, mesh: Mesh) -> Cost:
     """
     held = {k: x / mesh.model if k in SPLIT else x for k, x in stage.memory.items()}
     # Queries are solved one after the other, by one group of devices that share them.
-    share = mesh.devices if stage.batches or stage.eigen else mesh.model
+    share = mesh.devices if stage.batches else mesh.model
     seconds = sum(
         max(
             x.flops / (device.flops * device.efficiency),

@@ -50,7 +50,8 @@ def is_streamed(layers: Sequence[Shape], asked: int) -> bool:
     whole = sum(
         x.copies * x.bytes * basis(x.length, diagonal=x.diagonal) for x in sides(layers)
     )
-    return whole <= BESIDE * asked * sum(x.weights for x in layers)
+    looked_up = any(x.kind == "embedding" for x in layers)
+    return not looked_up and whole <= BESIDE * asked * sum(x.weights for x in layers)
 
 
 def _one_by_one(layers: Sequence[Shape], work: Work) -> dict[str, float]:
@@ -88,10 +89,7 @@ def _asked(layers: Sequence[Shape], work: Work, at: Passes) -> Mapping[str, Pass
     """Returns gradients of log-probabilities, and what the inverse makes of them."""
     asked, weights = work.queries, sum(x.weights for x in layers)
     bases = sum(x.basis for x in sides(layers))
-    products = sum(
-        x.copies * count.turned_matrix(*x.size, x.out_blocks, x.in_blocks)
-        for x in layers
-    )
+    products = sum(x.copies * count.turned_matrix(*x.size, *x.turns) for x in layers)
     turned = Pass(
         flops=2.0 * asked * products,
         moved=2 * asked * weights + bases * asked,
@@ -117,8 +115,7 @@ def _compressed(layers: Sequence[Shape], rank: int) -> Pass:
     """
     flops = _truncated([x for x in layers if iterated(*x.size, rank)], rank)
     for x in layers:
-        each = count.turn(x.out_blocks) + count.turn(x.in_blocks)
-        flops += 2.0 * x.copies * min(rank, *x.size) * each
+        flops += 2.0 * x.copies * min(rank, *x.size) * sum(x.turns)
     return Pass(flops=flops)
 
 

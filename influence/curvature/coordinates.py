@@ -10,15 +10,17 @@ from typing import Any
 from jax import Array
 
 from influence.linalg import count
-from influence.linalg.basis import Basis
+from influence.linalg.basis import Coordinates, turn
 from influence.linalg.contract import contract
 from influence.model.reading import Reading
 from influence.types import Layer
 
 
 def grouped(
-    layers: Sequence[Layer], inputs: Mapping[str, Basis], outputs: Mapping[str, Basis]
-) -> dict[str, tuple[Basis, dict[str, Basis]]]:
+    layers: Sequence[Layer],
+    inputs: Mapping[str, Coordinates],
+    outputs: Mapping[str, Coordinates],
+) -> dict[str, tuple[Coordinates, dict[str, Coordinates]]]:
     """Returns what `rotated` is given, by the layers' `reads`.
 
     Args:
@@ -26,7 +28,7 @@ def grouped(
       inputs: bases of the input sides, by the layers' `reads`.
       outputs: those of the output sides, by layer.
     """
-    found: dict[str, tuple[Basis, dict[str, Basis]]] = {}
+    found: dict[str, tuple[Coordinates, dict[str, Coordinates]]] = {}
     for x in layers:
         _, own = found.setdefault(x.reads, (inputs[x.reads], {}))
         own[x.name] = outputs[x.name]
@@ -34,7 +36,10 @@ def grouped(
 
 
 def rotated(
-    a_BxTxI: Array, gs: Mapping[str, Array], q_in: Basis, q_outs: Mapping[str, Basis]
+    a_BxTxI: Array,
+    gs: Mapping[str, Array],
+    q_in: Coordinates,
+    q_outs: Mapping[str, Coordinates],
 ) -> dict[str, Array]:
     """Returns each example's gradient in the eigenbasis, `[B, O, I]`, by layer.
 
@@ -53,19 +58,18 @@ def rotated(
 
 
 def turned(
-    ds: Mapping[str, Array], q_in: Basis, q_outs: Mapping[str, Basis]
+    ds: Mapping[str, Array], q_in: Coordinates, q_outs: Mapping[str, Coordinates]
 ) -> dict[str, Array]:
     """Returns gradients `[B, O, I]` in the eigenbasis."""
-    return {k: q_outs[k].into(q_in.into(d).mT).mT for k, d in ds.items()}
+    return {k: turn(d, q_outs[k], q_in) for k, d in ds.items()}
 
 
 def _positions_first(
-    a: Sequence[int], g: Sequence[int], q_in: Basis, q_out: Basis
+    a: Sequence[int], g: Sequence[int], q_in: Coordinates, q_out: Coordinates
 ) -> bool:
     """Returns whether rotating every position takes fewer multiplications."""
-    in_blocks, out_blocks = ([q.shape[-1] for q in x.blocks] for x in (q_in, q_out))
-    each = count.turned_positions(a[1], out_blocks, in_blocks)
-    return each <= count.turned_matrix(g[-1], a[-1], out_blocks, in_blocks)
+    each = count.turned_positions(a[1], q_out.work, q_in.work)
+    return each <= count.turned_matrix(g[-1], a[-1], q_out.work, q_in.work)
 
 
 def _at(

@@ -37,21 +37,26 @@ def gradient(positions: int, outputs: int, inputs: int) -> int:
     return positions * outputs * inputs
 
 
-def turned_positions(
-    positions: int, out_blocks: Iterable[int], in_blocks: Iterable[int]
-) -> int:
+def turned_positions(positions: int, turn_out: int, turn_in: int) -> int:
     """Returns those of turning what an example's gradient is made of, at each position.
 
-    `T (O² + I²)`; the gradient itself is formed after.
+    `T (O² + I²)`: `turn_out` and `turn_in` are those of one vector of either side.
+    The gradient itself is formed after.
     """
-    return positions * (turn(out_blocks) + turn(in_blocks))
+    return positions * (turn_out + turn_in)
 
 
-def turned_matrix(
-    outputs: int, inputs: int, out_blocks: Iterable[int], in_blocks: Iterable[int]
-) -> int:
-    """Returns those of turning one matrix, `Q_Sᵀ V Q_A`: `O I (O + I)`."""
-    return inputs * turn(out_blocks) + outputs * turn(in_blocks)
+def turned_matrix(outputs: int, inputs: int, turn_out: int, turn_in: int) -> int:
+    """Returns those of turning one matrix, `Q_Sᵀ V Q_A`: `O I (O + I)`.
+
+    `turn_out` and `turn_in` are those of one vector of either side.
+    """
+    return inputs * turn_out + outputs * turn_in
+
+
+def apart(size: int, leading: int) -> int:
+    """Returns those of taking one vector's leading directions apart."""
+    return 2 * size * leading
 
 
 def eigen(size: int) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from influence.linalg.basis import Basis
+from influence.linalg.basis import Basis, turn
 from influence.linalg.damping import Inverse
 
 
@@ -32,8 +32,7 @@ class Kronecker(NamedTuple):
 
     def rotate(self, v_OxI: Array) -> Array:
         """Returns `Q_Sᵀ V Q_A`."""
-        turned = jnp.matrix_transpose(self.inputs.into(v_OxI))
-        return jnp.matrix_transpose(self.outputs.into(turned))
+        return turn(v_OxI, self.outputs, self.inputs)
 
     def unrotate(self, v_OxI: Array) -> Array:
         """Returns `Q_S V Q_Aᵀ`."""

@@ -22,6 +22,7 @@ from influence.attribution.cost import (
 )
 from influence.attribution.forms import Plain
 from influence.attribution.plan import Device, Mesh, arranged, cost
+from influence.attribution.query_cost import is_streamed
 from influence.attribution.stages import stages
 from influence.curvature import covariance, eigenvalues
 from influence.curvature.covariance import PerToken
@@ -255,6 +256,20 @@ def test_the_largest_side_is_decomposed_by_one_device():
     one = stage(parts={}, batches=0, eigen=8e12, largest=4e12)
     assert cost(one, DEVICE, Mesh(8, 1)).seconds == 4
     assert cost(one, DEVICE, Mesh(1, 1)).seconds == 8
+
+
+def test_queries_are_solved_by_one_group_of_devices_truncated_or_not():
+    one = stage(batches=0, eigen=4e12, largest=4e12)
+    assert cost(one, DEVICE, Mesh(2, 2)).seconds == 1 / 2 + 4
+
+
+def test_queries_of_embeddings_are_not_planned_to_be_read_one_by_one():
+    of = engine()
+    model = subject(of.task, of.params, [f"{x}.weight" for x in JOB.names()])
+    layers = layer_shapes(model)
+    assert is_streamed(layers, 40)
+    looked_up = layers[0]._replace(kind="embedding", diagonal=(False, True))
+    assert not is_streamed([looked_up, *layers[1:]], 40)
 
 
 def test_the_quickest_that_fits_is_chosen():

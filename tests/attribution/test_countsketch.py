@@ -18,6 +18,7 @@ from influence.attribution.query import query
 from influence.attribution.scan import scan
 from influence.curvature.ekfac import fit
 from influence.curvature.solvers import Eigenbasis
+from influence.linalg.basis import turn
 from influence.linalg.damping import Absolute, Relative
 from influence.model.task import LanguageModel
 from tests import cases
@@ -87,58 +88,67 @@ def with_long_sides():
     )
 
 
-def test_sides_twice_as_long_as_the_other_are_left_if_only_shorter_ones_turn():
+def test_of_sides_twice_as_long_as_the_other_only_the_leading_directions_turn():
     _, curvature = with_long_sides()
-    blocks = count_sketch(curvature, length=24, sides="shorter").blocks
-    left = {k: (not x.inputs.blocks, not x.outputs.blocks) for k, x in blocks.items()}
-    assert left == {
-        "blocks.long": (False, True),
-        "blocks.back": (True, False),
-        # Its input is turned for `long`, which reads it too.
-        "blocks.short": (False, False),
-        "blocks.up": (False, True),
-        "head": (False, True),
+    sketch = count_sketch(curvature, length=24, part=8)
+    found = {
+        x.name: [
+            type(y).__name__ for y in (sketch.inputs[x.reads], sketch.outputs[x.name])
+        ]
+        for x in sketch.layers
     }
+    assert found == {
+        "blocks.long": ["Basis", "Leading"],
+        "blocks.back": ["Leading", "Basis"],
+        # Its input is turned for `long`, which reads it too.
+        "blocks.short": ["Basis", "Basis"],
+        "blocks.up": ["Basis", "Leading"],
+        "head": ["Basis", "Leading"],
+    }
+    # Two directions of twelve, and what is left of all twelve.
+    assert sketch.scales["blocks.long"].shape == (2, 2 + 12, 4)
 
 
-def test_shorter_sides_turned_lose_nothing_where_there_is_room():
+def test_leading_directions_lose_nothing_where_there_is_room():
     case, curvature = with_long_sides()
     batches = case.examples.batches(3)
     solved = query(curvature, case.params, completions(case.task, {"a": ([1, 2], [3])}))
     scores = scan(case.task, case.params, solved, batches, n_train=1).total.values
-    size = sum(x.lam_OxI.size for x in curvature.blocks.values())
+    scales = count_sketch(curvature, length=24, part=8).scales
+    size = sum(x.size for x in scales.values())
     for length in (size, 64 * (size // 64 + 1)):  # Of the second, sums are mixed.
-        sketch = count_sketch(curvature, length=length, sides="shorter")
+        sketch = count_sketch(curvature, length=length, part=8)
         found = products(case, batches, sketch, solved)
         np.testing.assert_allclose(found, scores, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("sides", ["both", "shorter"])
-def test_weights_are_those_with_the_least_product_of_lengths(sides):
+@pytest.mark.parametrize("part", [None, 8])
+def test_weights_are_those_with_the_least_product_of_lengths(part):
     # With gradients of covariance C, damped, and queries of covariance C⁻¹, coordinates
-    # have the variances `c` and `q` in the bases that are turned; Cauchy and Schwarz:
+    # have the variances `c` and `q`; Cauchy and Schwarz:
     # Σ c w² Σ q / w² ≥ (Σ √(c q))², layer by layer.
     _, curvature = with_long_sides()
     damping = Relative()
-    sketch = count_sketch(curvature, length=24, inverse=damping, sides=sides)
-    for name, whole in curvature.blocks.items():
-        for place in range(whole.lam_OxI.shape[0]) if "blocks" in name else [...]:
-            block = jax.tree.map(lambda x, place=place: x[place], whole)
-            turned = jax.tree.map(lambda x, place=place: x[place], sketch.blocks[name])
+    sketch = count_sketch(curvature, length=24, inverse=damping, part=part)
+    for x in sketch.layers:
+        whole = curvature.blocks[x.name]
+        own = sketch.outputs[x.name], sketch.inputs[x.reads]
+        for place in range(whole.lam_OxI.shape[0]) if "blocks" in x.name else [...]:
+            block, turned = jax.tree.map(lambda x, place=place: x[place], (whole, own))
             inverse_OxI = damping(whole.lam_OxI)[place]
             c = variances(block, turned, 1 / inverse_OxI)
             q = variances(block, turned, inverse_OxI)
-            w = np.asarray(abs(sketch.scales[name][place])).ravel()
+            w = np.asarray(abs(sketch.scales[x.name][place])).ravel()
             found = (c * w**2).sum() * (q / w**2).sum()
             np.testing.assert_allclose(found, np.sqrt(c * q).sum() ** 2, rtol=ROUNDING)
 
 
 def variances(block, turned, lam_OxI):
-    """Returns what coordinates of `turned` vary by, given eigenvalues, `[O·I]`."""
+    """Returns what coordinates of both sides vary by, given eigenvalues, one by one."""
     covariance = np.asarray(block._replace(lam_OxI=lam_OxI).dense())
     size = lam_OxI.size
-    eye = np.eye(size).reshape(size, *lam_OxI.shape)
-    q = np.asarray(jax.vmap(turned.rotate)(eye)).reshape(size, size)
+    eye = jax.numpy.eye(size).reshape(size, *lam_OxI.shape)
+    q = np.asarray(jax.vmap(lambda x: turn(x, *turned))(eye)).reshape(size, -1)
     return np.einsum("ai,ab,bi->i", q, covariance, q)
 
 
@@ -223,6 +233,8 @@ def test_what_makes_no_sense_is_refused():
     case, _, curvature, _, _ = made("raw-loop")
     with pytest.raises(ValueError, match="1 number at least, not 0"):
         count_sketch(curvature, length=0)
+    with pytest.raises(ValueError, match="One of 0 eigenvectors is none"):
+        count_sketch(curvature, length=8, part=0)
     less = fit(case.task, case.params, case.examples.batches(3), layers="*up*")
     measured = completions(case.task, {"a": ([1, 2], [3])})
     solved = query(less, case.params, measured)

@@ -53,12 +53,17 @@ CASES = {
     "gram by strips": (count.gram(200, 512), gram, zeros(200, 512)),
     "gram by uneven strips": (count.gram(200, 387), gram, zeros(200, 387)),
     "matrices turned": (
-        B * count.turned_matrix(OUT, IN, [OUT], [32, 32]),
+        B * count.turned_matrix(OUT, IN, count.turn([OUT]), count.turn([32, 32])),
         matrices_turned,
         zeros(B, OUT, IN),
     ),
+    "leading directions": (
+        B * T * basis(OUT, IN).leading(4).work,
+        lambda x: basis(OUT, IN).leading(4).into(x),
+        zeros(B, T, OUT + IN),
+    ),
     "positions turned": (
-        B * count.turned_positions(T, [OUT], [32, 32]),
+        B * count.turned_positions(T, count.turn([OUT]), count.turn([32, 32])),
         positions_turned,
         A,
         G,
@@ -97,5 +102,6 @@ def test_counts_are_those_of_xla(case):
 
 
 def test_a_standard_basis_costs_nothing():
-    assert count.turned_positions(T, [], []) == 0
-    assert count.turned_matrix(OUT, IN, [], [IN]) == OUT * IN * IN
+    assert count.turn([]) == 0
+    assert count.turned_positions(T, 0, 0) == 0
+    assert count.turned_matrix(OUT, IN, 0, count.turn([IN])) == OUT * IN * IN

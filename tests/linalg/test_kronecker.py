@@ -56,6 +56,24 @@ def test_rotating_back_undoes_rotating(sides):
     )
 
 
+@pytest.mark.parametrize("stack", [(), (2,)])
+@pytest.mark.parametrize("lengths", [(7,), (4, 3), ()])
+def test_leading_directions_and_what_is_left_have_the_products_of_vectors(
+    stack, lengths
+):
+    whole = basis(stack, *lengths)
+    leading = whole.leading(3)
+    assert [x.shape[-1] for x in leading.blocks] == [-(-n // 3) for n in lengths]
+    x = cases.normal(1, (*stack, 5, 7))
+    found = leading.into(x)
+    np.testing.assert_allclose(found @ found.mT, x @ x.mT, atol=ROUNDING)
+    if len(lengths) == 1:
+        # The largest eigenvalues are the last.
+        np.testing.assert_allclose(
+            found[..., :3], whole.into(x)[..., -3:], atol=ROUNDING
+        )
+
+
 @pytest.mark.parametrize("inverse", [Relative(0.1), Absolute(1e-3)])
 def test_solve_inverts_the_damped_matrix(inverse):
     block = operator(2)

@@ -30,8 +30,11 @@ from influence.runtime.run.corpora import corpora
 from influence.runtime.run.fitting import curvature_of, fitted
 from influence.runtime.run.job import GB, MODEL, Job, Models, clock, opened_job
 from influence.runtime.run.ledger import Ledger, Stage, locked, opened
-from influence.runtime.run.options import Index, check_numbers
+from influence.runtime.run.options import Index, Sides, check_numbers
 from influence.runtime.run.packing import Corpus
+
+PARTS: dict[Sides, int | None] = {"both": None, "leading": 8}
+"""Of the eigenvectors of longer sides, one of so many; all if None."""
 
 
 def index(
@@ -63,15 +66,14 @@ def index(
         model = job.model(MODEL)
         fitted_to = job.corpus(model)
         files = fitted(job, MODEL, model, fitted_to)
-        found = corpora(job, model, options.data, fitted_to)
         curvature = curvature_of(job, files)
         sketch = count_sketch(
             curvature,
             length=min(length, _longest(curvature)),
             inverse=Relative(options.damping),
-            sides=options.sides,
+            part=PARTS[options.sides],
         )
-        for corpus in found:
+        for corpus in corpora(job, model, options.data, fitted_to):
             _Indexing(job, model, corpus, files, sketch, options).all()
     return ledger
 
@@ -83,7 +85,7 @@ def sketch_of(entry: Mapping[str, Any], curvature: Curvature) -> CountSketch:
         curvature,
         length=entry["length"],
         inverse=Relative(float(said["damping"])),
-        sides=said["sides"],
+        part=PARTS[said["sides"]],
     )
 
 

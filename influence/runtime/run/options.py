@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from influence.attribution.countsketch import Sides
 from influence.runtime.corpus.source import LONGEST
 
 Folder = Annotated[Path, tyro.conf.Positional]
@@ -18,6 +17,9 @@ Meshed = tuple[int, int] | None
 
 Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
 """How vectors are looked up."""
+
+Sides = Literal["both", "leading"]
+"""Which sides of a matrix are turned into the eigenbasis."""
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """An option that is given once for each of several values."""
@@ -187,8 +189,8 @@ class Index:
       kind: How they are looked up: `flat`, compared one and all; `ivf` and `ivfpq`,
         lists around centres; `hnsw`, a graph.
       sides: Which sides of matrices are turned into the eigenbasis: `both`, or, where
-        one is twice as long as the other or longer, only the `shorter`. That takes less
-        time, and about three times as many bytes for vectors as good.
+        one is twice as long as the other or longer, only its `leading` directions. That
+        takes less time, and a few more bytes for vectors as good.
       damping: As a multiple of the mean eigenvalue, of the vectors. Questions may be
         solved with another.
       batch: Sequences a batch; measured if left out.
@@ -299,6 +301,7 @@ LEAST = {
     "chunk": 1,
     "copies": 1e-6,
     "context": 2,
+    "damping": 0,
     "draws": 1,
     "evaluations": 1,
     "held": 1,

@@ -128,11 +128,11 @@ def with_long_sides():
     return {"model": given(apply, params, vocabulary=cases.V, context=cases.T)}
 
 
-def test_vectors_of_shorter_sides_are_others_and_are_asked_as_they_were_made(tmp_path):
+def test_vectors_of_leading_directions_are_asked_as_they_were_made(tmp_path):
     own = with_long_sides()
     make.everything(tmp_path, make.corpus(tmp_path), own)
     both = indexed(tmp_path, own)
-    assert indexed(tmp_path, own, sides="shorter") != both
+    assert indexed(tmp_path, own, sides="leading") != both
     job, told = job_of(tmp_path, own), asked(tmp_path)
     searcher = opened_index(job)
     solved = searcher.solve(told, questions(told.asked))
@@ -165,8 +165,8 @@ def test_corpora_indexed_otherwise_are_not_asked_together(tmp_path, changed):
     make.copied(tmp_path)
     own = make.models()
     more = make.corpus(tmp_path, n=11, seed=5, name="more")
-    indexed(tmp_path, own, sides="shorter")
-    indexed(tmp_path, own, **{"sides": "shorter", "data": (str(more),), **changed})
+    indexed(tmp_path, own, sides="leading")
+    indexed(tmp_path, own, **{"sides": "leading", "data": (str(more),), **changed})
     with pytest.raises(ValueError, match="other --bytes, --damping or --sides"):
         search(asked(tmp_path), QUIET, own)
 
