@@ -40,7 +40,7 @@ from influence.attribution.cost import (
     subject,
 )
 from influence.attribution.plan import Device, Mesh, cost
-from influence.runtime.planning.kinds import BASE, EIGEN
+from influence.runtime.planning.kinds import BASE
 
 SEQUENCES = {"small": 64, "medium": 16}
 """Of each configuration: enough for several batches, few enough for two cores."""
@@ -120,6 +120,7 @@ def measured(job: Job, name: str, repetitions: int) -> dict[str, Any]:
         "megabytes": real.megabytes,
         "grown_megabytes": real.grown,
         "gflops": real.rates.flops / 1e9,
+        "eigen_gflops": real.rates.eigen / 1e9,
         "gigabytes_a_second": real.rates.bandwidth / 1e9,
     }
 
@@ -127,7 +128,8 @@ def measured(job: Job, name: str, repetitions: int) -> dict[str, Any]:
 def with_plan(row: Mapping[str, Any], of: Subject, stage: Stage) -> dict[str, Any]:
     """Returns a row with what was planned for it, from the rates measured beside it."""
     flops, bandwidth = 1e9 * row["gflops"], 1e9 * row["gigabytes_a_second"]
-    device = Device("cpu", flops, EIGEN * flops, bandwidth, bandwidth, 1e12, base=BASE)
+    eigen = 1e9 * row["eigen_gflops"]
+    device = Device("cpu", flops, eigen, bandwidth, bandwidth, 1e12, base=BASE)
     # The model's parameters are in every process, also where a stage has none of them.
     whole = {"parameters": parameter_bytes(of.params), **stage.memory}
     stage = stage._replace(memory=whole)

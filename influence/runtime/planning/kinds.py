@@ -16,13 +16,10 @@ BASE = 450e6
 """Bytes a process on the CPU holds before it has computed anything: Python, JAX and the
 programs it has compiled. Measured for the bench's stages: 0.40 to 0.54 GB."""
 
-EIGEN = 0.25
-"""Operations of an eigendecomposition in float64 by LAPACK, for one of a matrix product
-in float32, on a CPU. Measured: 0.18 to 0.26 at 512 rows, 0.34 at 1536."""
-
 SLOWLY = 0.002
-"""The same for one of a product in bfloat16 on an accelerator, whose eigensolvers are
-bound by memory and latency: an assumption, not measured."""
+"""Operations of an eigendecomposition for one of a product in bfloat16 on an
+accelerator, whose eigensolvers are bound by memory and latency: an assumption, not
+measured."""
 
 WHOLE = {"gpu": 1 / 2, "tpu": 1 / 6}
 """Products in float32 for one in bfloat16: in TF32 on a GPU, of six passes on a TPU."""
@@ -58,7 +55,7 @@ def device(kind: str, dtype: str) -> Device:
         return Device(
             "cpu",
             flops=rates.flops,
-            eigen=EIGEN * rates.flops,
+            eigen=rates.eigen,
             bandwidth=rates.bandwidth,
             link=rates.bandwidth,
             memory=float(free_bytes()),

@@ -76,7 +76,7 @@ def plan(options: Plan, console: Console) -> None:
 
     mesh, batch, costs = arranged(staged, own, many, options.batch)
     work = work._replace(batch=batch)
-    console.print(_heading(options, of, work, own, mesh))
+    console.print(_heading(options, of, work, own, mesh), markup=False)
     console.print(_table(costs, own))
     for line in (*_troubles(options, of, work, costs, own), *_assumed(own, mesh)):
         console.print(line, highlight=False, markup=False)
@@ -284,9 +284,9 @@ def _assumed(own: Device, mesh: Mesh) -> list[str]:
     if own.kind == "cpu":
         told = (
             f"Rates of {measured_on()}, measured now: {own.flops / 1e9:,.0f} GFLOP/s "
-            f"in products of float32, {own.bandwidth / 1e9:,.1f} GB/s copied, "
-            f"{own.memory / 1e9:,.1f} GB free; {own.base / 1e9:.2f} GB are Python, JAX "
-            "and compiled programs."
+            f"in products of float32, {own.eigen / 1e9:,.0f} in eigendecompositions, "
+            f"{own.bandwidth / 1e9:,.1f} GB/s copied, {own.memory / 1e9:,.1f} GB free; "
+            f"{own.base / 1e9:.2f} GB are Python, JAX and compiled programs."
         )
     else:
         told = (
