@@ -106,6 +106,33 @@ def collected(name: str, read: Callable[[Any], Any], axis: int = 0) -> Fold:
     return Fold(name, init=list, update=update, finish=finish, apart=Rows(axis))
 
 
+def filled(name: str, read: Callable[[Any], Any], shape: tuple[int, ...]) -> Fold:
+    """Returns the pass that writes what it reads of every batch below one another.
+
+    What is not read yet is not a number: the state has one shape all along, so that a
+    pass can be saved part way.
+
+    Args:
+      name: what the pass computes.
+      read: `batch -> array`, with a row for each example.
+      shape: of all rows together; rows beyond, of examples that fill up the last batch,
+        are left out.
+    """
+
+    def update(state: tuple[np.ndarray, int], batch: Any) -> tuple[np.ndarray, int]:
+        found, done = state[0].copy(), int(state[1])
+        rows = np.asarray(read(batch))
+        found[done : done + len(rows)] = rows[: len(found) - done]
+        return found, done + len(rows)
+
+    return Fold(
+        name,
+        init=lambda: (np.full(shape, np.nan), 0),
+        update=update,
+        finish=lambda state: state[0],
+    )
+
+
 def each(
     name: str,
     init: Callable[[], Any],

@@ -61,6 +61,7 @@ def self_influence(
     """
     check_params(params)
     check_batches(task, params, batches)
+    curvature = curvature.loaded()
     curvature.check_inverse(inverse)
     scales = {k: inverse(x.lam_OxI) for k, x in curvature.blocks.items()}
     read = partial(_read, task, curvature.layers, params, curvature, scales)

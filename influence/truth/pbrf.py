@@ -24,7 +24,7 @@ from influence.attribution.measurements import Measurement, together
 from influence.attribution.scores import told
 from influence.curvature.gauss_newton import Matrices
 from influence.curvature.operator import Curvature
-from influence.fold import Run, collected, run
+from influence.fold import Run, filled, run
 from influence.linalg.damping import Damping
 from influence.linalg.quasi_newton import Point, lbfgs
 from influence.linalg.solvers import dot
@@ -121,7 +121,7 @@ def pbrf(
     corpus, values = list(held.corpus), together(measurements.values())
     copy = held.copies / held.n_train
     with jax.enable_x64(True):
-        wide, curved = (_wider(x) for x in (params, curvature))
+        wide, curved = (_wider(x) for x in (params, curvature.loaded()))
 
     def read(batch: Batch) -> np.ndarray:
         with jax.enable_x64(True):
@@ -137,7 +137,8 @@ def pbrf(
         return np.column_stack([slope_N, change])
 
     n = len(batches.ids)
-    found = run(collected("proximal Bregman responses", read), batches)[:n]
+    shape = (n, 1 + len(measurements))
+    found = run(filled("proximal Bregman responses", read, shape), batches)
     _check_minimised(found[:, 0], until)
     about = {"solver": "PBRF", "damping": str(held.damping), "copies": held.copies}
     return xr.DataArray(

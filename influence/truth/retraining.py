@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 
 from influence.attribution.measurements import Measurement, together
-from influence.fold import Fold, Run, run
+from influence.fold import Fold, Run, filled, run
 from influence.model.train import Training
 
 if TYPE_CHECKING:
@@ -175,26 +176,13 @@ def measuring(
     retrainings: int,
     at_once: int,
 ) -> Fold:
-    """Returns the pass over groups of retrainings that measures, `[retrainings, Q]`.
-
-    What is not measured yet is not a number: the state has one shape all along.
-    """
+    """Returns the pass over groups of retrainings that measures, `[retrainings, Q]`."""
     values = jax.jit(jax.vmap(together(measurements.values())))
-    shape = (retrainings, len(measurements))
 
-    def update(state: tuple[np.ndarray, int], group: Group) -> tuple[np.ndarray, int]:
-        found, done = state
-        rows = values(training.many(group.weights_KxN, group.seeds_K, at_once))
-        found, after = found.copy(), int(done) + len(rows)
-        found[int(done) : after] = rows
-        return found, after
+    def measured(group: Group) -> Array:
+        return values(training.many(group.weights_KxN, group.seeds_K, at_once))
 
-    return Fold(
-        "retraining",
-        init=lambda: (np.full(shape, np.nan), 0),
-        update=update,
-        finish=lambda state: state[0],
-    )
+    return filled("retraining", measured, (retrainings, len(measurements)))
 
 
 def labelled(
