@@ -152,6 +152,27 @@ def mean(*each: Measurement) -> Measurement:
     return jax.tree_util.Partial(_mean, *map(as_tree, each))
 
 
+def unit_of(measurements: Iterable[Measurement]) -> str:
+    """Returns the unit of some measurements, in words.
+
+    Nats, of log-probabilities, their differences and means; of anything else its own,
+    which nobody said.
+
+    Example:
+      >>> from influence.attribution.measurements import unit_of
+      >>> unit_of(measurements.values()), unit_of([lambda params: 1.0])
+      ('nats', 'units of the measurement')
+    """
+    return "nats" if all(map(_in_nats, measurements)) else "units of the measurement"
+
+
+def _in_nats(measurement: Measurement) -> bool:
+    if isinstance(measurement, jax.tree_util.Partial):
+        known = measurement.func in (_difference, _mean)
+        return known and all(map(_in_nats, measurement.args))
+    return isinstance(measurement, Likelihood)
+
+
 def _difference(first: Measurement, second: Measurement, params: Params) -> Array:
     return first(params) - second(params)
 

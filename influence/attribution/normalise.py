@@ -8,7 +8,7 @@ predict nothing; their rankings are for reading.
 import numpy as np
 import xarray as xr
 
-from influence.attribution.scores import check_alike
+from influence.attribution.scores import PER_COPY, check_alike, summed
 
 
 def relatif(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
@@ -22,8 +22,8 @@ def relatif(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
       own: `(train, layer)` or `(train,)`, as `self_influence` returns it.
 
     Raises:
-      ValueError: if the two were made with different curvatures or dampings, or a
-        sequence has no influence on itself.
+      ValueError: if the two were made with different curvatures or dampings, or there
+        is no influence of a sequence on itself, or it is zero.
 
     Example:
       >>> from influence.attribution.normalise import relatif
@@ -33,8 +33,9 @@ def relatif(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
       'nats per root of own influence'
     """
     check_alike([scores, own])
-    divided = scores / np.sqrt(_positive(own))
-    return _about(divided, scores, "ℓ-RelatIF", "nats per root of own influence")
+    divided = scores / np.sqrt(_positive(own, scores))
+    unit = scores.attrs["unit"].replace(PER_COPY, "per root of own influence")
+    return _about(divided, scores, "ℓ-RelatIF", unit)
 
 
 def unit(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
@@ -56,12 +57,21 @@ def unit(scores: xr.DataArray, own: xr.DataArray) -> xr.DataArray:
       True
     """
     check_alike([scores, own])
-    norms = np.sqrt(_positive(own) * scores["self"] / scores.attrs["n_train"])
+    total = _positive(own, scores)
+    norms = np.sqrt(total * scores["self"] / scores.attrs["n_train"])
     return _about(scores / norms, scores, "unit norm", "cosine")
 
 
-def _positive(own: xr.DataArray) -> xr.DataArray:
-    total = own.sum("layer") if "layer" in own.dims else own
+def _positive(own: xr.DataArray, scores: xr.DataArray) -> xr.DataArray:
+    """Returns the influence of the scored sequences on themselves."""
+    missing = np.setdiff1d(scores["train"].values, own["train"].values)
+    if len(missing):
+        raise ValueError(
+            f"There is no influence on itself of {len(missing)} of "
+            f"{scores.sizes['train']} sequences, as {str(missing[0])!r}. Compute "
+            "`self_influence` of all that are scored."
+        )
+    total = summed(own).sel(train=scores["train"].values)
     if not (total > 0).all():
         worst = str(total["train"].values[int(np.argmin(total.values))])
         raise ValueError(

@@ -19,8 +19,8 @@ from jax import Array
 
 from influence.attribution.forms import Compress, Dense, Form, Reform, formed, total
 from influence.attribution.gradients import gradients
-from influence.attribution.measurements import Measurement
-from influence.attribution.scores import labelled
+from influence.attribution.measurements import Measurement, unit_of
+from influence.attribution.scores import PER_COPY, labelled
 from influence.attribution.streamed import readable, streamed
 from influence.curvature.operator import Curvature
 from influence.curvature.solvers import Eigenbasis, Solver, Taken
@@ -119,7 +119,8 @@ def query(
     """
     check_params(params)
     _check_rank(curvature, compress)
-    layers, about = curvature.layers, solver.about()
+    unit = f"{unit_of(measurements.values())} {PER_COPY}"
+    layers, about = curvature.layers, {**solver.about(), "unit": unit}
     if isinstance(solver, Eigenbasis) and readable(measurements, layers, compress):
         kept = streamed(curvature, params, measurements, solver, compress)
         facts = {"value": _numbers(kept.value), "self": _numbers(kept.own)}

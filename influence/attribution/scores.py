@@ -9,7 +9,8 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-UNIT = "nats per added copy"
+PER_COPY = "per added copy"
+UNIT = f"nats {PER_COPY}"
 SIGN = "positive: adding the sequence raises the measurement; removing it lowers it"
 
 SAME = ("layers", "solver", "damping", "curvature", "curvature_sequences", "n_train")
@@ -71,13 +72,15 @@ class Scores:
     def total(self) -> "xr.DataArray":
         """Returns `(query, train)`: the sum over layers.
 
+        Of a sequence whose gradient is not finite in a layer it is not either.
+
         Example:
           >>> scores.total.dims
           ('query', 'train')
           >>> scores.total.idxmax("train").item()
           'up'
         """
-        return self.layers.sum("layer", keep_attrs=True).rename("score")
+        return summed(self.layers).rename("score")
 
     def top(self, k: int) -> Rankings:
         """Returns each query's `k` most positive sequences, the highest first.
@@ -100,8 +103,20 @@ class Scores:
         return rankings(self.total, k, lowest=True)
 
 
+def summed(scores: "xr.DataArray") -> "xr.DataArray":
+    """Returns scores, added up over layers if they are by layer.
+
+    What is not a number makes none of a sum: xarray itself would leave it out.
+    """
+    if "layer" not in scores.dims:
+        return scores
+    return scores.sum("layer", skipna=False, keep_attrs=True)
+
+
 def rankings(total: "xr.DataArray", k: int, *, lowest: bool = False) -> Rankings:
     """Returns each query's `k` most extreme sequences, the most extreme first.
+
+    A sequence whose score is not a number is in no ranking.
 
     Args:
       total: `(query, train)`.
@@ -115,7 +130,11 @@ def rankings(total: "xr.DataArray", k: int, *, lowest: bool = False) -> Rankings
         Ranking(
             str(name),
             total.attrs["unit"],
-            tuple(Ranked(str(ids[i]), float(row[i])) for i in places),
+            tuple(
+                Ranked(str(ids[i]), float(row[i]))
+                for i in places
+                if not np.isnan(row[i])
+            ),
         )
         for name, row, places in zip(
             total["query"].values, total.values, order, strict=True
@@ -185,7 +204,10 @@ def check_alike(scores: "Sequence[xr.DataArray]", keys: Sequence[str] = SAME) ->
 
 
 def told(n_train: int, about: Iterable[tuple[str, str | int]]) -> dict[str, Any]:
-    """Returns what scores say of themselves: unit, sign, `n_train`, and the rest."""
+    """Returns what scores say of themselves: unit, sign, `n_train`, and the rest.
+
+    In nats per added copy, unless another unit is among the rest.
+    """
     return {"unit": UNIT, "sign": SIGN, "n_train": n_train, **dict(about)}
 
 

@@ -86,13 +86,17 @@ def length_in(size: int) -> int:
 def encode(short_BxK: np.ndarray) -> np.ndarray:
     """Returns vectors as they are kept, `[B, K / 8 + 8]` bytes.
 
+    One that is not finite is kept as zeros, whose product with anything is 0.
+
     Example:
       >>> from influence.runtime.lookup import encode
       >>> encode(np.ones((3, 16), np.float32)).shape
       (3, 10)
     """
+    finite_Bx1 = np.isfinite(short_BxK).all(axis=1, keepdims=True)
+    kept_BxK = np.where(finite_Bx1, short_BxK, 0)
     flat = _flat(short_BxK.shape[1])
-    return flat.sa_encode(np.ascontiguousarray(short_BxK, np.float32))
+    return flat.sa_encode(np.ascontiguousarray(kept_BxK, np.float32))
 
 
 def _flat(length: int) -> Any:

@@ -86,8 +86,10 @@ def pearson(
 ) -> Correlation:
     """Returns the correlation of two arrays `(query, train)` along `train`.
 
+    Of a query with one number for all sequences it is 0.
+
     Raises:
-      ValueError: if the two are of different queries or sequences.
+      ValueError: if the two are of different queries or sequences, or not finite.
 
     Example:
       >>> from influence.truth.correlation import pearson
@@ -108,9 +110,9 @@ def check_alike(predicted: xr.DataArray, measured: xr.DataArray | xr.Dataset) ->
     for axis in ("query", "train"):
         if not np.array_equal(predicted[axis].values, measured[axis].values):
             raise ValueError(
-                f"Scores and what was measured have different names along {axis!r}: "
-                f"{predicted.sizes[axis]} and {measured.sizes[axis]} of them. Judge "
-                "scores of the queries and the training sequences that were measured."
+                f"What is to be compared has different names along {axis!r}: "
+                f"{predicted.sizes[axis]} and {measured.sizes[axis]} of them. Give "
+                "both for the same queries and training sequences, in one order."
             )
 
 
@@ -127,9 +129,23 @@ def correlate(
       predicted_MxQ: by what was measured, and query.
       measured_MxQ: the same.
       names: of the queries.
-      kind: `[2, S, M, Q] -> [S, Q]`, a correlation along `M`.
+      kind: `[2, S, M, Q] -> [S, Q]`, a correlation along `M`; 0 where either is all
+        alike, which tells nothing.
       resamples: how many bootstrap samples.
+
+    Raises:
+      ValueError: if what is predicted or measured is not finite, naming the query.
     """
+    both = {"predicted": predicted_MxQ, "measured": measured_MxQ}
+    for what, values_MxQ in both.items():
+        bad_Q = (~np.isfinite(values_MxQ)).sum(0)
+        if bad_Q.any():
+            worst = int(bad_Q.argmax())
+            raise ValueError(
+                f"Of query {str(names[worst])!r}, {bad_Q[worst]} of "
+                f"{len(values_MxQ)} numbers that were {what} are not finite, and tell "
+                "nothing of the others. Leave out what they are of."
+            )
     pair = np.stack([predicted_MxQ, measured_MxQ]).astype(float)
     each = xr.DataArray(kind(pair[:, None])[0], {"query": names}, ["query"])
     # The same samples for everything judged on as much.

@@ -7,6 +7,8 @@ sequences one looks for are known, a ranking is judged by how many of them come 
 import numpy as np
 import xarray as xr
 
+from influence.attribution.scores import summed
+
 
 def recall(scores: xr.DataArray, wanted_N: np.ndarray, k: int) -> xr.DataArray:
     """Returns `(query,)`: the share of the wanted sequences among each query's top `k`.
@@ -87,7 +89,7 @@ def detected(own: xr.DataArray, wanted_N: np.ndarray) -> xr.DataArray:
     """
     if not wanted_N.any():
         raise ValueError("No sequence is wanted, so none can be found. Mark some.")
-    total = own.sum("layer") if "layer" in own.dims else own
+    total = summed(own)
     order = np.argsort(-total.values, kind="stable")
     return xr.DataArray(
         np.cumsum(np.asarray(wanted_N)[order]) / wanted_N.sum(),

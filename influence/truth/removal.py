@@ -19,6 +19,7 @@ from scipy import stats
 from influence.attribution.measurements import Measurement, measure
 from influence.fold import Run, run
 from influence.model.train import Training
+from influence.truth.correlation import check_alike
 from influence.truth.retraining import grouped, measuring
 from influence.types import Params
 
@@ -95,6 +96,10 @@ def check(
       share: which part of the sequences counts as a query's top.
       seed: of the random sequences.
 
+    Raises:
+      ValueError: if the three are of different queries or sequences, or fewer
+        sequences would be left than are removed.
+
     Example:
       >>> from influence.truth.removal import check
       >>> words = influence.bm25({"3 after 1, 2": [1, 2, 3]}, tokens, ids)
@@ -102,10 +107,22 @@ def check(
       >>> [ids[place] for place in found.top.places], found.same_sign
       (['up'], 1)
     """
-    before = np.array([measure(f, params) for f in measurements.values()])
+    check_alike(scores, lexical)
+    if list(measurements) != scores["query"].values.tolist():
+        raise ValueError(
+            f"Scores are of the queries {scores['query'].values.tolist()}, and what is "
+            f"measured is {list(measurements)}. Give both in one order."
+        )
     n = scores.sizes["train"]
     each = max(1, round(share * n))
     top = np.unique(np.argsort(-scores.values, axis=1, kind="stable")[:, :each])
+    if 2 * len(top) > n:
+        raise ValueError(
+            f"The top {each} of {len(measurements)} queries together are {len(top)} of "
+            f"{n} sequences: fewer would be left. Remove a smaller share than "
+            f"{share:g}, or ask about fewer queries."
+        )
+    before = np.array([measure(f, params) for f in measurements.values()])
     words = np.fromiter(islice(by_rank(lexical), len(top)), int)
     others = np.setdiff1d(np.arange(n), top)
     chance = np.random.default_rng(seed).choice(others, len(top), replace=False)

@@ -26,6 +26,7 @@ from influence.curvature.solvers import Solution, Solver
 from influence.fold import Run, run
 from influence.linalg.damping import Inverse, Relative
 from influence.model.task import Task
+from influence.truth.correlation import check_alike
 from influence.types import Batches, Params
 
 EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -151,7 +152,8 @@ def reweight(
       ridges: to choose from, as shares of the parts' mean square.
 
     Raises:
-      ValueError: if there are fewer than two queries.
+      ValueError: if there are fewer than two queries, or the two are of different
+        queries or sequences.
 
     Example:
       >>> from influence.attribution.metagradients import metagradients
@@ -170,6 +172,7 @@ def reweight(
         raise ValueError(
             f"{parts.sizes['query']} query says nothing about others. Give two or more."
         )
+    check_alike(parts, exact)
     x_QxNxP, y_QxN = parts.values.astype(float), exact.values.astype(float)
     spread_Q = y_QxN.std(1)
     x_QxNxP, y_QxN = x_QxNxP / spread_Q[:, None, None], y_QxN / spread_Q[:, None]

@@ -1,5 +1,6 @@
 """Self-influence, normalised scores, and the parts of a query are what they say."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,9 +8,10 @@ import xarray as xr
 
 import influence
 from influence.attribution.duplicates import near_duplicates
+from influence.attribution.measurements import completions, contrast, mean
 from influence.attribution.normalise import relatif, unit
 from influence.attribution.query_tokens import query_tokens
-from influence.attribution.scores import check_alike, standard_error
+from influence.attribution.scores import Scores, check_alike, standard_error
 from influence.attribution.self_influence import self_influence
 from influence.attribution.tokens import concentrated
 from influence.curvature.diagonal import diagonal
@@ -74,6 +76,41 @@ def test_relatif_divides_by_the_root_of_own_influence():
         relatif(scores, other)
     with pytest.raises(ValueError, match="'text-0-0' has no influence on itself"):
         relatif(scores, own * xr.ones_like(own).where(own["train"] != "text-0-0", 0))
+    with pytest.raises(ValueError, match="itself of 2 of 7 sequences, as 'text-0-0'"):
+        relatif(scores, own[2:])
+    turned = relatif(scores, own[::-1])
+    np.testing.assert_array_equal(turned, found)
+
+
+def test_scores_are_in_the_unit_of_what_is_measured():
+    case, curvature, _, _ = asked("raw-loop")
+    pair = completions(case.task, {"a": ([1], [2]), "b": ([3], [4])})
+    rather = {"a rather than b": contrast(pair["a"], mean(*pair.values()))}
+    kinds = {
+        "nats": [pair, rather],
+        "units of the measurement": [
+            {**pair, "norm": lambda params: sum(map(jnp.sum, jax.tree.leaves(params)))},
+            {"twice": contrast(lambda params: 2 * pair["a"](params), pair["b"])},
+        ],
+    }
+    for name, questions in kinds.items():
+        for each in questions:
+            query = influence.query(curvature, case.params, each)
+            scores = query.scores(np.ones((len(each), 1)), ["x"], None)
+            assert scores.attrs["unit"] == f"{name} per added copy"
+
+
+def test_a_sequence_whose_gradient_is_no_number_is_in_no_ranking():
+    layers = xr.DataArray(
+        [[[1.0, 2.0], [np.nan, 9.0], [np.nan, np.nan], [-4.0, 1.0]]],
+        {"query": ["q"], "train": list("abcd"), "layer": ["x", "y"]},
+        ("query", "train", "layer"),
+        attrs={"unit": "nats per added copy"},
+    )
+    scores = Scores(layers)
+    np.testing.assert_array_equal(scores.total, [[3, np.nan, np.nan, -3]])
+    assert [x.id for x in scores.top(4)[0]] == ["a", "d"]
+    assert [x.id for x in scores.bottom(1)[0]] == ["d"]
 
 
 def test_what_was_made_alike_can_be_combined():

@@ -113,7 +113,7 @@ def test_the_heatmap_has_layers_in_rows_and_zero_in_the_middle(values):
         dims=("layer", "train"),
         coords={"layer": ["a.up.kernel[0]", "a.up.kernel[1]"], "train": ["x", "y"]},
     )
-    html = figures.heatmap(layers)
+    html = figures.heatmap(layers, "nats")
     limit = max(abs(x) for x in values)
     assert re.search(rf'"zmin":-{limit}', html)
     assert re.search(rf'"zmax":{limit}', html)

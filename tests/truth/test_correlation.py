@@ -41,6 +41,15 @@ def test_what_is_the_same_for_all_sequences_tells_nothing():
     assert pearson(scores(np.ones((2, 40))), TRUTH).interval == (0, 0, 0)
 
 
+def test_what_is_not_finite_is_an_error():
+    odd = NEAR.copy(deep=True)
+    odd.values[1, [3, 5]] = np.nan, np.inf
+    with pytest.raises(ValueError, match="'b', 2 of 40 numbers that were predicted"):
+        pearson(odd, TRUTH)
+    with pytest.raises(ValueError, match="'b', 2 of 40 numbers that were measured"):
+        pearson(TRUTH, odd)
+
+
 def test_other_sequences_are_an_error():
     with pytest.raises(ValueError, match="different names along 'train': 39 and 40"):
         pearson(NEAR.isel(train=slice(1, None)), TRUTH)

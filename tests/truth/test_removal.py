@@ -119,6 +119,26 @@ def test_a_check_removes_what_it_says_and_compares():
     )
 
 
+def test_a_check_of_what_does_not_go_together_is_an_error():
+    examples = influence.sequences(TEXTS)
+    asked = influence.completions(TASK, {"a": ([1], [2]), "b": ([7], [8])})
+    params = trained(TEXTS, np.ones(6)).params
+    dims = {"query": ["a", "b"], "train": list(examples.ids)}
+    scores = xr.DataArray(np.eye(6)[:2], coords=dims, dims=list(dims))
+    apart = scores.copy(data=[[3.0, 2, 0, 0, 0, 0], [0, 0, 3.0, 2, 0, 0]])
+
+    def nothing(name, weights):
+        raise AssertionError("nothing is trained before all is checked")
+
+    with pytest.raises(ValueError, match="different names along 'query'"):
+        check(nothing, asked, params, scores, scores[::-1])
+    turned = dict(reversed(asked.items()))
+    with pytest.raises(ValueError, match=r"queries \['a', 'b'\], and what is measured"):
+        check(nothing, turned, params, scores, scores)
+    with pytest.raises(ValueError, match="together are 4 of 6 sequences"):
+        check(nothing, asked, params, apart, scores, share=0.33)
+
+
 def test_a_curve_is_what_training_without_the_first_of_a_ranking_changes():
     examples = influence.sequences(TEXTS)
     training = train.Training(TASK, RECIPE, examples, lambda seed: TABLE)

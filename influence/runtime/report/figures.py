@@ -15,11 +15,12 @@ DIVERGING = [[0, LOWERS], [0.5, "#ffffff"], [1, RAISES]]
 FONT = {"family": "system-ui, sans-serif", "size": 12, "color": "#22262b"}
 
 
-def heatmap(layers: xr.DataArray) -> str:
+def heatmap(layers: xr.DataArray, unit: str) -> str:
     """Returns the layers × sequences heatmap of one query.
 
     Args:
       layers: `(layer, train)`, the sequences to show in the order to show them.
+      unit: of what is measured.
     """
     limit = float(np.abs(layers).max()) or 1.0
     names = short_layers([str(x) for x in layers["layer"].values])
@@ -31,8 +32,8 @@ def heatmap(layers: xr.DataArray) -> str:
             zmin=-limit,
             zmax=limit,
             colorscale=DIVERGING,
-            colorbar={"title": {"text": "nats", "side": "right"}, "thickness": 12},
-            hovertemplate="%{y}<br>%{x}<br>%{z:+.3g} nats<extra></extra>",
+            colorbar={"title": {"text": unit, "side": "right"}, "thickness": 12},
+            hovertemplate="%{y}<br>%{x}<br>%{z:+.3g} " + unit + "<extra></extra>",
         )
     )
     figure.update_yaxes(autorange="reversed", tickmode="array", tickvals=names)
@@ -40,8 +41,13 @@ def heatmap(layers: xr.DataArray) -> str:
     return _html(figure, 100 + 15 * len(names), margin={"l": 150, "b": 90, "t": 14})
 
 
-def distribution(scores: np.ndarray) -> str:
-    """Returns how many sequences score how much, and how far the tails reach."""
+def distribution(scores: np.ndarray, unit: str) -> str:
+    """Returns how many sequences score how much, and how far the tails reach.
+
+    Args:
+      scores: of all sequences, for one query.
+      unit: of scores.
+    """
     figure = make_subplots(
         1,
         2,
@@ -63,12 +69,12 @@ def distribution(scores: np.ndarray) -> str:
             col=2,
         )
     figure.update_yaxes(type="log", title_text="sequences", dtick=1)
-    figure.update_xaxes(title_text="score, nats per added copy", row=1, col=1)
+    figure.update_xaxes(title_text=f"score, {unit}", row=1, col=1)
     figure.update_xaxes(
         type="log",
         dtick=1,
         exponentformat="power",
-        title_text="absolute score, nats per added copy",
+        title_text=f"absolute score, {unit}",
         row=1,
         col=2,
     )

@@ -12,7 +12,7 @@ import xarray as xr
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from influence.attribution.scores import Ranked, rankings
+from influence.attribution.scores import PER_COPY, Ranked, rankings
 from influence.model.continuation import Continuation
 from influence.runtime.report import figures
 from influence.runtime.report.templates import templates
@@ -67,6 +67,16 @@ class Findings:
     check: Check | None
     features: Mapping[str, xr.DataArray] = field(default_factory=dict)
 
+    @property
+    def unit(self) -> str:
+        """Returns the unit of scores."""
+        return self.total.attrs["unit"]
+
+    @property
+    def measured_in(self) -> str:
+        """Returns the unit of what is measured."""
+        return self.unit.removesuffix(PER_COPY).strip()
+
 
 def render(findings: Findings) -> str:
     """Returns the page."""
@@ -76,7 +86,8 @@ def render(findings: Findings) -> str:
         style=Markup(pages.get_template("page.css").render()),
         plotly=Markup(get_plotlyjs()),
         facts=findings.facts,
-        unit=findings.total.attrs["unit"],
+        unit=findings.unit,
+        measured_in=findings.measured_in,
         candidates=findings.total.attrs.get("candidates", "all"),
         queries=[_query(findings, name) for name in findings.questions],
         check=None if findings.check is None else _check(findings, findings.check),
@@ -123,8 +134,10 @@ def _query(findings: Findings, name: str) -> dict:
         "raises": [sequence(x) for x in tuple(tops)[:SHOWN]],
         "lowers": [sequence(x) for x in tuple(bottoms)[:SHOWN]],
         "features": _features(findings, name, columns),
-        "heatmap": Markup(figures.heatmap(layers.transpose("layer", "train"))),
-        "distribution": Markup(figures.distribution(total)),
+        "heatmap": Markup(
+            figures.heatmap(layers.transpose("layer", "train"), findings.measured_in)
+        ),
+        "distribution": Markup(figures.distribution(total, findings.unit)),
         "top_share": float(raising[:first].sum() / raising.sum())
         if len(raising)
         else 0,
@@ -139,7 +152,7 @@ def _features(findings: Findings, name: str, columns: Sequence[str]) -> Markup |
         return None
     here = [x for x in columns if x in found["train"].values]
     rows = found.sel(train=here).transpose("feature", "train").rename(feature="layer")
-    return Markup(figures.heatmap(rows))
+    return Markup(figures.heatmap(rows, findings.measured_in))
 
 
 def _colour(strength: float) -> str:

@@ -62,6 +62,8 @@ def candidates_of(said: str | None) -> int | None:
 def extremes(score: xr.DataArray, each: int) -> set[str]:
     """Returns the names of every query's highest and lowest sequences."""
     values = score.transpose("query", "train").values
-    order = np.argsort(values, axis=1, kind="stable")
-    places = np.unique(np.concatenate([order[:, :each], order[:, -each:]], axis=1))
-    return {str(x) for x in score["train"].values[places]}
+    # What is not a number comes last in either order.
+    ends = [np.argsort(x, axis=1, kind="stable")[:, :each] for x in (values, -values)]
+    places = np.concatenate(ends, axis=1)
+    kept = places[~np.isnan(np.take_along_axis(values, places, axis=1))]
+    return {str(x) for x in score["train"].values[np.unique(kept)]}

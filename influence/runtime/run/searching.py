@@ -15,6 +15,7 @@ from influence.attribution.countsketch import CountSketch
 from influence.attribution.query import Query
 from influence.attribution.query import query as solve
 from influence.attribution.scan import axis, reader
+from influence.attribution.scores import summed
 from influence.attribution.tokens import token_scores
 from influence.curvature.operator import Curvature
 from influence.runtime import formats
@@ -154,7 +155,7 @@ class Searcher:
         with _timed(seconds, f"scoring {count:,} sequences exactly"):
             exact = [self._exact(solved, *x, n_train) for x in found]
         layers: Any = xr.concat(exact, "train", combine_attrs="override")
-        total = layers.sum("layer").assign_attrs(layers.attrs)
+        total = summed(layers)
         shown = page.shown(total, max(options.top, page.SHOWN))
         with _timed(seconds, f"splitting {len(shown)} of them over tokens"):
             shares = self._shares(solved, shown, n_train)
@@ -277,9 +278,10 @@ def _opened(job: Job, entry: Mapping[str, Any], now: Mapping[str, str]) -> Part:
     now = {**now, "corpus": job.ledger.stages[f"corpus {name}"]["key"]}
     changed = sorted(k for k, x in now.items() if entry["inputs"][k] != x)
     if changed:
+        place = job.data_of(name)[0].data
         raise ValueError(
             f"The index of {name} was made with other {', '.join(changed)}. Run "
-            f"`influence index {job.folder}` again."
+            f"`influence index {job.folder} --data {name}={place}` again."
         )
     check_codes(codes_at(job, name))
     codes = codes_of(job, name)

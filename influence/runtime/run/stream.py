@@ -66,6 +66,7 @@ class Stream:
       batch: how many sequences come at a time.
       key: of all that the scores depend on.
       every: seconds between two commits, or more if they take long.
+      odd: the sequences this process took in whose scores are not finite.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Stream:
     key: str
     every: float
     done: int = 0
+    odd: list[str] = field(default_factory=list)
     _rows: list[np.ndarray] = field(default_factory=list)
     _pace: Pace = field(init=False)
 
@@ -116,6 +118,9 @@ class Stream:
 
     def add(self, scores_BxQxL: np.ndarray) -> None:
         """Takes in one batch's scores, and commits them if it is time to."""
+        at = self.done + sum(map(len, self._rows))
+        odd = np.flatnonzero(~np.isfinite(scores_BxQxL).all((1, 2)))
+        self.odd += [str(self.names.train[at + i]) for i in odd]
         self._rows.append(scores_BxQxL)
         held = sum(map(len, self._rows))
         last = self.done + held == len(self.names.train)

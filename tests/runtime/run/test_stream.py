@@ -57,6 +57,16 @@ def test_no_batch_is_done_again_that_was_committed(tmp_path, monkeypatch, stoppe
     assert not list(tmp_path.glob("s.tail*"))
 
 
+def test_whose_scores_are_no_numbers_is_known(tmp_path, monkeypatch):
+    own = stream(tmp_path, monkeypatch)
+    own.open()
+    add(own, 0, 3)
+    odd = rows()[3 * BATCH : 4 * BATCH]
+    odd[1, 0, 2], odd[3] = np.nan, np.inf
+    own.add(odd)
+    assert own.odd == ["13", "15"]
+
+
 def test_scores_for_something_else_are_not_gone_on_with(tmp_path, monkeypatch):
     first = stream(tmp_path, monkeypatch)
     first.open()
