@@ -365,4 +365,4 @@ def _print(console: Console, scores: Scores, found: Check, run: store.Run) -> No
         f"over queries {found.rank_correlation:.2f}; the median query falls by "
         f"{found.deviations:.1f} standard deviations of random removal."
     )
-    console.print(f"The page: {run.path('report.html')}", soft_wrap=True)
+    console.print(f"The page: {run.path('report.html')}", markup=False, soft_wrap=True)

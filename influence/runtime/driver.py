@@ -144,12 +144,13 @@ class Driver:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
         if not self.console.is_terminal:
-            self.console.print(f"{name}: {time.monotonic() - start:.1f} s")
+            took = time.monotonic() - start
+            self.console.print(f"{name}: {took:.1f} s", markup=False)
 
     @contextmanager
     def _bar(self, name: str, batches: Any) -> Iterator[Any]:
         columns = (
-            TextColumn("{task.description:<32}"),
+            TextColumn("{task.description:<32}", markup=False),
             BarColumn(),
             _Rate(),
             TimeElapsedColumn(),

@@ -70,7 +70,8 @@ def compare(
         written = [x._asdict() for x in found]
         ledger.run.write("methods.json", formats.write_json(written))
     screen.print(shown(found))
-    screen.print(f"Kept: {out / 'methods.json'}", soft_wrap=True, highlight=False)
+    kept = f"Kept: {out / 'methods.json'}"
+    screen.print(kept, soft_wrap=True, highlight=False, markup=False)
     return found
 
 

@@ -99,12 +99,14 @@ def fit(
         corpus = job.pack(model, options.data)
         own = _Fitting(job, MODEL, model, corpus)
         own.layers()  # raises if there are none of those names
+        if (
+            BASE in job.roles
+        ):  # opened once more when its turn comes: not held till then
+            _check_base(model, job.model(BASE), job.context(model))
         job.remember(fit=as_json(options))
         own.all_layers()
         if BASE in job.roles:
-            base = job.model(BASE)
-            _check_base(model, base, job.context(model))
-            _Fitting(job, BASE, base, corpus).all_layers()
+            _Fitting(job, BASE, job.model(BASE), corpus).all_layers()
     return ledger
 
 

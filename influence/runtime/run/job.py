@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from influence.runtime.corpus.pack import pack
@@ -351,14 +352,14 @@ class Job:
 
     def show(self, title: str, rows: Mapping[str, str]) -> None:
         """Shows what will be done, before it is."""
-        table = Table(title=title, show_header=False, title_justify="left")
+        table = Table(title=escape(title), show_header=False, title_justify="left")
         for name, value in rows.items():
-            table.add_row(name, value)
+            table.add_row(escape(name), escape(value))
         self.console.print(table)
 
     def say(self, text: str) -> None:
         """Shows a line."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, stage: Stage) -> None:
         """Notes that a stage is begun; says what changed if it was made before."""

@@ -214,6 +214,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def worker(folder: Path) -> str | None:
+    """Returns which process is at work in a run folder, if one is."""
+    if not (folder / LOCK).is_file():
+        return None
+    with (folder / LOCK).open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read() or "?"
+        return None
+
+
 def _short(value: str | None) -> str:
     """Returns a value as it is shown: of what is long only the beginning."""
     if value is None:

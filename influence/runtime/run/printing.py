@@ -35,11 +35,11 @@ def print_rankings(
         console.rule(escape(str(question)), align="left")
         for ranking, what in ((up, "raises it most"), (down, "lowers it most")):
             console.print(_table(ranking, what, texts))
-    console.print(_about(total), highlight=False)
+    console.print(_about(total), highlight=False, markup=False)
 
 
 def _table(ranking: Ranking, what: str, texts: Mapping[str, str]) -> Table:
-    table = Table(title=f"{what} ({ranking.unit})", title_justify="left")
+    table = Table(title=escape(f"{what} ({ranking.unit})"), title_justify="left")
     table.add_column("score", justify="right")
     for name in ("sequence", "text"):
         table.add_column(name, overflow="fold")

@@ -63,6 +63,8 @@ def scan(
       'bm25:4'
     """
     check_numbers(options)
+    keep_of(options.keep, 0)
+    candidates_of(options.candidates)
     with locked(options.run):
         ledger = opened(options.run)
         job = opened_job(ledger, console, given, laid_out(options.mesh))
@@ -153,7 +155,7 @@ class _Scanning:
             done = halving(partial(self._scores, keep), batch.size, smaller)
             self.job.ledger.finish(done.stage, checksum=done.checksum)
         led("forgetting what was said of scores", partial(forgotten, self.path))
-        halving(self._tokens, self._batch().size, smaller)
+        self._tokens()
 
     @property
     def name(self) -> str:
@@ -240,8 +242,18 @@ class _Scanning:
                     stream.add(rows)
                     advance(1)
             whole = stream.finish()
+        self._mind(stream.odd)
         self.job.forget(stage)
         return _Done(stage, whole)
+
+    def _mind(self, odd: list[str]) -> None:
+        """Says whose scores are not finite."""
+        if odd:
+            self.job.say(
+                f"Mind: the scores of {len(odd)} sequences are not finite, as of "
+                f"{odd[0]}, and are in no ranking. Their gradients overflow: fit in a "
+                "wider --dtype, or leave them out of the corpus."
+            )
 
     def _rows(self, read: Any, batches: PackedBatches, done: int) -> Iterator[Any]:
         """Yields the scores of each batch's sequences, `[B, Q, layers]`."""
@@ -345,8 +357,17 @@ class _Scanning:
         seconds = passes * batch.seconds * len(chosen) / batch.size
         return said | {"time": f"about {clock(seconds)}, from a timed batch"}
 
-    def _tokens(self, size: int) -> None:
-        """Splits the scores of every query's most extreme sequences over tokens."""
+    def _tokens(self) -> None:
+        """Splits the scores of every query's most extreme sequences over tokens.
+
+        In batches of a size of their own, if those of the scan are too large for it:
+        with others the scan would have to be made again.
+        """
+        note, size = f"batch of the tokens of {self.name}", self._batch().size
+        known = self.job.noted(note).get("size", size)
+        halving(self._split, min(size, known), partial(self.job.smaller, note))
+
+    def _split(self, size: int) -> None:
         scores = self.job.ledger.stages[f"scores of {self.name}"]["checksum"]
         stage = Stage(f"tokens of {self.name}", {"scores": scores}, self._about)
         name = shares_at(self.role, self.corpus.source.name)

@@ -22,7 +22,7 @@ from influence.runtime.run.found import found
 from influence.runtime.run.indexing import codes_at
 from influence.runtime.run.job import MODEL, Job, Models, code, opened_job
 from influence.runtime.run.kept import check_scores, named, scores_at
-from influence.runtime.run.ledger import locked, opened
+from influence.runtime.run.ledger import locked, opened, worker
 from influence.runtime.run.options import Report, Show, Status
 from influence.runtime.run.paging import Pages
 from influence.runtime.run.printing import print_rankings
@@ -87,7 +87,7 @@ def report(
                     results.shares(difference=difference),
                 )
                 job.ledger.run.write(name, formats.write_text(page.render(made)))
-                job.console.print(f"The page: {job.folder / name}", soft_wrap=True)
+                job.say(f"The page: {job.folder / name}")
     return job.folder / REPORT
 
 
@@ -115,7 +115,7 @@ def status(
     """
     job = opened_job(opened(options.run), console, given)
     rows = list(examined(job))
-    table = Table(title=f"{options.run}", title_justify="left")
+    table = Table(title=escape(str(options.run)), title_justify="left")
     for name in ("stage", "state", "why"):
         table.add_column(name, overflow="fold")
     for row in rows:
@@ -125,8 +125,11 @@ def status(
 
 
 def examined(job: Job) -> Iterator[_Row]:
-    """Yields what there is to say of every stage, and of everything that is damaged."""
-    stale, models = set[str](), _models(job)
+    """Yields what there is to say of every stage, and of everything that is damaged.
+
+    What another process is writing is not looked at: it is not the same twice.
+    """
+    stale, models, working = set[str](), _models(job), worker(job.folder)
     for name, entry in job.ledger.stages.items():
         now = _now(job, entry, models)
         changed = [k for k, x in entry["inputs"].items() if now.get(k, x) != x]
@@ -135,10 +138,11 @@ def examined(job: Job) -> Iterator[_Row]:
             stale.add(name)
             yield _Row(name, "stale", ", ".join([*changed, *behind]) + " changed")
         elif not entry["finished"]:
-            yield _Row(name, "begun", _saved(job, name))
+            at_work = "" if working is None else f"process {working} is at work, "
+            yield _Row(name, "begun", at_work + _saved(job, name))
         else:
             yield _Row(name, "finished", "")
-    for what, problem in _damage(job):
+    for what, problem in _damage(job, writing=working is not None):
         yield _Row(what, "damaged", problem)
 
 
@@ -235,14 +239,21 @@ def _saved(job: Job, stage: str) -> str:
     return ", ".join(said) or "nothing saved yet"
 
 
-def _damage(job: Job) -> Iterator[tuple[str, str]]:
-    """Yields every artifact that is not what was written, and how."""
+def _damage(job: Job, *, writing: bool) -> Iterator[tuple[str, str]]:
+    """Yields every artifact that is not what was written, and how.
+
+    Args:
+      job: the run's.
+      writing: whether a process is at work on what is not finished.
+    """
     run = job.ledger.run
     checks: list[tuple[str, Any]] = [
         (name, partial(run.read, name, Path)) for name in run.manifest["artifacts"]
     ]
     for name, entry in job.ledger.stages.items():
         corpus, finished = entry["corpus"], entry["finished"]
+        if writing and not finished:
+            continue
         if name.startswith("corpus "):
             folder = job.folder / "corpora" / corpus
             begun = partial(check_chunks, Run(folder))

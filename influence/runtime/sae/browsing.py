@@ -78,7 +78,7 @@ def browse(
         neuronpedia(album, options.neuronpedia)
     if options.circuit_tracer is not None:
         circuit_tracer(album, options.circuit_tracer, Address.parse(album.site).place)
-    shown.print(f"The page: {options.out}", soft_wrap=True)
+    shown.print(f"The page: {options.out}", markup=False, soft_wrap=True)
     return album
 
 

@@ -88,7 +88,7 @@ def steer(
         if out != edits:
             each[ABLATED] = said(held(out))
         _write(options.out, options, model, stored, each)
-        shown.print(f"The page: {options.out}", soft_wrap=True)
+        shown.print(f"The page: {options.out}", markup=False, soft_wrap=True)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from influence.interpret import quality, training
@@ -383,7 +384,7 @@ SAID = {
 
 def table(found: Mapping[str, Quality], title: str) -> Table:
     """Returns dictionaries' qualities side by side."""
-    made = Table(title=title, title_justify="left")
+    made = Table(title=escape(title), title_justify="left")
     made.add_column("on text held out")
     for name in found:
         made.add_column(_column(name), justify="right")
@@ -397,4 +398,4 @@ def table(found: Mapping[str, Quality], title: str) -> Table:
 
 
 def _column(name: str) -> str:
-    return "random weights" if name == CONTROL else name
+    return "random weights" if name == CONTROL else escape(name)

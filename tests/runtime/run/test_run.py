@@ -1,21 +1,25 @@
 """What comes out of a run is what the engine computes, however often it was stopped."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 from rich.console import Console
 
 import influence
+from influence.attribution.self_influence import self_influence
 from influence.runtime.models import given
 from influence.runtime.run import showing
 from influence.runtime.run.asking import query
-from influence.runtime.run.fitting import fit
+from influence.runtime.run.fitting import curvature_of, fit
 from influence.runtime.run.found import found
-from influence.runtime.run.job import Job, opened_job
+from influence.runtime.run.job import MODEL, Job, opened_job
+from influence.runtime.run.keeping import extremes
 from influence.runtime.run.kept import scores_at
 from influence.runtime.run.ledger import begin, locked, opened
 from influence.runtime.run.options import Query, Report, Scan, Show, Status
@@ -156,6 +160,13 @@ def test_the_top_of_a_scan_is_the_top_of_all_scores(tmp_path):
     assert top.sizes["train"] <= 8
 
 
+def test_the_most_extreme_are_of_those_with_a_score():
+    values = [[1.0, np.nan, 5.0, -4.0], [np.nan, np.nan, np.nan, 2.0]]
+    score = xr.DataArray(values, {"train": list("abcd")}, ("query", "train"))
+    assert extremes(score, 1) == {"c", "d"}
+    assert extremes(score, 4) == {"a", "c", "d"}
+
+
 def test_totals_alone_are_the_same_totals(tmp_path):
     make.copied(tmp_path)
     own = make.models()
@@ -173,6 +184,34 @@ def test_layers_fitted_in_groups_score_as_those_fitted_together(tmp_path):
     assert len(groups) > 2
     # Another program rounds otherwise, and close eigenvalues make more of it.
     np.testing.assert_allclose(scores(tmp_path, own), whole, rtol=1e-8, atol=1e-16)
+    job, model = job_of(tmp_path, own), own["model"]
+    files = job.noted(f"curvature of {MODEL}")["files"]
+    apart = curvature_of(job, files)
+    batches = job.batches(job.corpus(model).packed, 4)
+    found = [
+        self_influence(model.task, model.params, x, batches)
+        for x in (apart, apart.loaded())
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_too_little_memory_for_tokens_leaves_scores_as_they_are(tmp_path):
+    plain, params = cases.MAKERS["raw-loop"](bias=True, dtype=jnp.float64)
+
+    def apply(params, tokens_BxT):
+        scored = stages(tmp_path).get("scores of texts", {}).get("finished")
+        if scored and len(tokens_BxT) > 2:
+            raise MemoryError("Out of memory")
+        return plain(params, tokens_BxT)
+
+    params = cases.randomised(params, jnp.float64)
+    own = {"model": given(apply, params, vocabulary=cases.V, context=cases.T)}
+    make.everything(tmp_path, make.corpus(tmp_path), own)
+    assert job_of(tmp_path, own).noted("batch of the tokens of texts")["size"] < 4
+    before = stages(tmp_path)
+    assert before["scores of texts"]["inputs"]["batch"] == "4"
+    scan(Scan(tmp_path / "run", batch=4), QUIET, own)
+    assert stages(tmp_path) == before
 
 
 def test_several_corpora_are_ranked_together(tmp_path):
@@ -246,8 +285,11 @@ def test_old_scores_are_not_shown_under_new_questions(tmp_path):
     make.copied(tmp_path)
     own = make.models()
     asked = tmp_path / "other.jsonl"
-    asked.write_text('{"name": "first", "prompt": [7], "completion": [8]}\n')
-    query(Query(tmp_path / "run", queries=asked), QUIET, own)
+    # What looks like rich's markup and is none, where it is said what changed.
+    asked.write_text('{"name": "[/INST]", "prompt": [7], "completion": [8]}\n')
+    console = Console(record=True, width=1000)
+    query(Query(tmp_path / "run", queries=asked), console, own)
+    assert '"name": "[/INST]"' in console.export_text()
     with pytest.raises(ValueError, match="are of other queries than the run now has"):
         scores(tmp_path, own)
 
@@ -348,6 +390,24 @@ def test_status_says_that_a_model_is_gone(tmp_path):
     assert "weights" in said
 
 
+def test_what_another_process_is_writing_is_not_called_damaged(tmp_path):
+    make.copied(tmp_path)
+    own = make.models()
+    job = job_of(tmp_path, own)
+    begun = {**stages(tmp_path)}
+    begun["scores of texts"] = {**begun["scores of texts"], "finished": False}
+    job.ledger.run.note(stages=begun)
+    half = job.saves("scores of texts") / "pass" / "3.json"
+    half.parent.mkdir(parents=True)
+    half.write_text("{")
+    with locked(tmp_path / "run"):
+        found = {x.stage: x for x in showing.examined(job)}
+        assert found["scores of texts"].state == "begun"
+        assert f"process {os.getpid()} is at work" in found["scores of texts"].why
+        assert not any(x.state == "damaged" for x in found.values())
+    assert "3.json" in damage(tmp_path / "run", own)
+
+
 def test_two_processes_do_not_share_a_folder(tmp_path):
     own, path = make.models(), make.corpus(tmp_path)
     with (
@@ -409,12 +469,12 @@ def no_such_separator(tmp_path, own, path):
 
 def no_candidates(tmp_path, own, path):
     make.copied(tmp_path)
-    scan(Scan(tmp_path / "run", candidates="tfidf"), QUIET, own)
+    scan(Scan(tmp_path / "run", ("nowhere",), candidates="tfidf"), QUIET, own)
 
 
 def keep_what(tmp_path, own, path):
     make.copied(tmp_path)
-    scan(Scan(tmp_path / "run", keep="some"), QUIET, own)
+    scan(Scan(tmp_path / "run", ("nowhere",), keep="some"), QUIET, own)
 
 
 def one_name_twice(tmp_path, own, path):
@@ -437,7 +497,10 @@ def fewer_than_none(tmp_path, own, path):
 def short_base(tmp_path, own, path):
     model = own["model"]
     base = replace(model, context=cases.T - 1)
-    fit(make.options(tmp_path, path), QUIET, {**own, "base": base})
+    try:
+        fit(make.options(tmp_path, path), QUIET, {**own, "base": base})
+    finally:
+        assert list(stages(tmp_path)) == ["corpus texts"]  # before the long pass
 
 
 def other_base(tmp_path, own, path):
