@@ -64,7 +64,7 @@ def input_token_scores(
       ('query', 'train', 'token')
     """
     check_params(params)
-    first = check_batches(task, params, batches)
+    first = check_batches(task, params, batches).first
     _lookup(trace(task.outputs, params, first.inputs), embedding)
     leaves = covered(params, query.layers)
     along = directions(query, leaves)

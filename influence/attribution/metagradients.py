@@ -27,6 +27,7 @@ from influence.attribution.measurements import Measurement, together
 from influence.attribution.scores import told
 from influence.fold import Fold, Run, run
 from influence.model import train
+from influence.model.check import check_batches
 from influence.model.task import Task
 from influence.model.train import Recipe, State, Training
 from influence.types import Inputs
@@ -60,7 +61,8 @@ def metagradients(
       run: carries out the two passes.
 
     Raises:
-      ValueError: if training does not end in finite numbers, or its derivative is none.
+      ValueError: if a sequence is not fit for the task, training does not end in finite
+        numbers, or its derivative is none.
 
     Example:
       >>> from influence.attribution.metagradients import metagradients
@@ -70,6 +72,8 @@ def metagradients(
       >>> exact.dims, exact.idxmax("train").item()
       (('query', 'train'), 'up')
     """
+    batches = training.examples.batches(training.recipe.batch)
+    check_batches(training.task, training.start(seed), batches)
     stretches = _stretches(training.order(seed))
     trail = run(forward(training, seed), stretches)
     counts = training.task.counts(training.data)

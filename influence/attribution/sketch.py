@@ -26,6 +26,7 @@ from influence.attribution.scores import told
 from influence.curvature.operator import Curvature
 from influence.fold import Run, collected, run
 from influence.linalg.contract import contract, wide
+from influence.model.check import check_batches, check_params
 from influence.model.reading import Reading, by_layer
 from influence.model.task import Empirical, Labels, Sampled, Task, read_loss
 from influence.types import Batch, Batches, Layer, Params
@@ -128,12 +129,17 @@ def sketches(
       labels: those in the data, or the model's own.
       run: carries out the pass.
 
+    Raises:
+      ValueError: as `scan` does.
+
     Example:
       >>> from influence.attribution import sketch
       >>> short = sketch.random(curvature.layers, rank=4)
       >>> sketch.sketches(task, params, short, batches)["block.mlp.up"].shape
       (10, 16)
     """
+    check_params(params)
+    check_batches(task, params, batches)
     read = partial(_read, task, projection.layers, labels, params, _given(projection))
     flat = run(collected("sketches", read), batches)[: len(batches.ids)]
     return _by_layer(projection, flat)

@@ -25,14 +25,16 @@ def begin(
     """Returns the chosen layers, after looking at parameters, data and gradients.
 
     Raises:
+      TypeError: if the batches can't be walked twice.
       ValueError: if a pattern matches no layer, a parameter is not finite, a batch is
         not fit for the task, documents of one row see each other, examples can't be
         told apart, or what is read of a layer is not its gradient.
     """
     check_params(params)
-    first = check_batches(task, params, batches)
+    first, shared = check_batches(task, params, batches)
     _check_count(len(batches.ids) * task.counted(first.inputs).shape[1])
-    check_documents(task, params, first)
+    if shared is not None:
+        check_documents(task, params, shared)
     chosen = select(trace(task.outputs, params, first.inputs), layers)
     check_taps(task, chosen, params, first)
     return chosen

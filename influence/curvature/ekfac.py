@@ -44,6 +44,7 @@ def fit(
         eigenvectors are found.
 
     Raises:
+      TypeError: if the batches can't be walked twice.
       ValueError: if a pattern matches no layer, a parameter or statistic is not finite,
         a batch is not fit for the task, examples can't be told apart, or what is read
         of a layer is not its gradient.

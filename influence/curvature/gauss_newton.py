@@ -29,6 +29,12 @@ Matrices = Mapping[str, Array]
 ROWS = 256
 """How many directions at a time are sent through the model to form a matrix."""
 
+NO_EXAMPLES = (
+    "There is no example to multiply with the Gauss-Newton matrix of: the batches are "
+    "empty, or what made them was walked over before. Give a list of batches, or "
+    "`examples.batches(size)`, which can be walked over again."
+)
+
 
 @jax.jit(static_argnums=(0, 1))
 def multiply(
@@ -80,9 +86,15 @@ def _linearised(
 def operator(
     task: Task, layers: Sequence[Layer], params: Params, batches: Iterable[Batch]
 ) -> Operator:
-    """Returns `v -> G v`, averaged over the examples of some batches."""
+    """Returns `v -> G v`, averaged over the examples of some batches.
+
+    Raises:
+      ValueError: if there is no example.
+    """
     layers, batches = tuple(layers), list(batches)
     counts = [float(batch.real_B.sum()) for batch in batches]
+    if not sum(counts):
+        raise ValueError(NO_EXAMPLES)
 
     def act(v: Matrices) -> Matrices:
         total = jax.tree.map(jnp.zeros_like, v)

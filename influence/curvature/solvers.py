@@ -265,8 +265,8 @@ class LiSSA(Solver):
       batches: walked over and over, one a step.
       damping: of each matrix.
       steps: how many.
-      rate: of the series. By default one over the sum of the layers' largest damped
-        eigenvalues, which bounds what all layers together can have.
+      rate: of the series. By default one over the sum of the largest damped
+        eigenvalues of all matrices, which bounds what they can have together.
 
     Example:
       >>> from influence.curvature.solvers import LiSSA
@@ -291,15 +291,9 @@ class LiSSA(Solver):
         Raises:
           Diverged: if the series does, with the step and the residual.
         """
-        largest = [
-            (x.lam_OxI + self.damping.amount(x.lam_OxI)).max()
-            for x in curvature.blocks.values()
-        ]
-        walk = solvers.lissa(
-            _one_by_one(self.task, curvature, params, self.batches, self.damping),
-            dict(gradients),
-            self.rate or float(1 / sum(largest)),
-        )
+        acts = _one_by_one(self.task, curvature, params, self.batches, self.damping)
+        rate = _bounded(curvature, self.damping) if self.rate is None else self.rate
+        walk = solvers.lissa(acts, dict(gradients), rate)
         return _last(walk, self.steps)
 
     def about(self) -> dict[str, str]:
@@ -362,21 +356,34 @@ def _scaled(inverse: Inverse, lam_OxI: Array, v_QxOxI: Array) -> Array:
     return inverse(lam_OxI)[None] * v_QxOxI
 
 
+def _bounded(curvature: Curvature, damping: Damping) -> float:
+    """Returns one over the most that all matrices together can be multiplied with."""
+    _check_damping(damping)
+    lams = (x.lam_OxI for x in curvature.blocks.values())
+    most = sum((x + damping.amount(x)).max((-2, -1)).sum() for x in lams)
+    return float(1 / most)
+
+
 def _damped(
     act: solvers.Operator, curvature: Curvature, damping: Damping
 ) -> solvers.Operator:
-    """Returns `v -> (G + damping) v`, every matrix damped by its own amount.
+    """Returns `v -> (G + damping) v`, every matrix damped by its own amount."""
+    _check_damping(damping)
+    amounts = {k: damping.amount(x.lam_OxI) for k, x in curvature.blocks.items()}
+    return lambda v: _plus(act(v), amounts, v)
+
+
+def _check_damping(damping: Damping) -> None:
+    """Raises if a damping is another function of the eigenvalues.
 
     Raises:
-      TypeError: if the damping is another function of the eigenvalues.
+      TypeError: naming it.
     """
     if not isinstance(damping, Damping):
         raise TypeError(
             f"{damping!r} is a function of the fitted eigenvalues, which only the "
             "eigenbasis has. Give this solver a damping: `Relative` or `Absolute`."
         )
-    amounts = {k: damping.amount(x.lam_OxI) for k, x in curvature.blocks.items()}
-    return lambda v: _plus(act(v), amounts, v)
 
 
 @jax.jit
@@ -393,10 +400,15 @@ def _one_by_one(
     batches: Iterable[Batch],
     damping: Damping,
 ) -> Iterator[solvers.Operator]:
-    """Yields `v -> (G + damping) v` on one batch after the other, over and over."""
+    """Yields `v -> (G + damping) v` on one batch after the other, over and over.
+
+    Raises:
+      ValueError: if there is none.
+    """
     for batch in cycle(batches):
         act = gauss_newton.operator(task, curvature.layers, params, [batch])
         yield _damped(act, curvature, damping)
+    raise ValueError(gauss_newton.NO_EXAMPLES)
 
 
 def _last(walk: Iterator[solvers.Step], steps: int, tolerance: float = 0.0) -> Solution:

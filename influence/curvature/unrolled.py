@@ -62,8 +62,12 @@ class Unrolled(Solver):
         """Returns the solution, and what the last step added to it.
 
         Raises:
-          ValueError: if the scale is of other layers.
+          ValueError: if the scale is of other layers, or there is no step.
         """
+        if self.steps < 1:
+            raise ValueError(
+                f"Training is followed for 1 step or more, not {self.steps}."
+            )
         strange = set(self.scale) ^ set(gradients) if self.scale else set()
         if strange:
             raise ValueError(

@@ -203,11 +203,6 @@ class Pooled(NamedTuple):
     sum_F: np.ndarray
     tokens_F: np.ndarray
 
-    @property
-    def mean_F(self) -> np.ndarray:
-        """Returns the mean score of such a token; 0 where there is none."""
-        return self.sum_F / np.maximum(self.tokens_F, 1)
-
 
 def pooled(scores_NxT: np.ndarray, on_NxTxF: np.ndarray) -> Pooled:
     """Returns which kinds of token carry influence.

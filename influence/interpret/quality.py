@@ -34,8 +34,8 @@ class Sums(NamedTuple):
     Attributes:
       tokens: how many count.
       labels: how many labels count.
-      mean_O: `Σ y`.
-      square: `Σ‖y‖²`.
+      off_O: `Σ (y − m)`, with `m` the mean that is known.
+      square: `Σ‖y − m‖²`.
       missed: `Σ‖y − ŷ‖²`.
       on_F: tokens at which each feature is on.
       maximum_F: each feature's largest activation.
@@ -45,7 +45,7 @@ class Sums(NamedTuple):
 
     tokens: Array
     labels: Array
-    mean_O: Array
+    off_O: Array
     square: Array
     missed: Array
     on_F: Array
@@ -188,11 +188,12 @@ def _added(
     losses = [token_losses(source.task, x, labels, batch).sum() for x in each]
     clean, other = (jax.nn.log_softmax(x.astype(guess.dtype), -1) for x in each[:2])
     kl = jnp.where(counts, (jnp.exp(clean) * (clean - other)).sum(-1), 0).sum()
-    own, missed = jnp.where(keep[:, None], y, 0), jnp.where(keep[:, None], y - guess, 0)
+    # About the mean that is known: squares of what is far from 0 would lose digits.
+    own, missed = (jnp.where(keep[:, None], y - x, 0) for x in (mean_O[None], guess))
     return Sums(
         state.tokens + keep.sum(dtype=jnp.int32),
         state.labels + counts.sum(dtype=jnp.int32),
-        state.mean_O + own.sum(0),
+        state.off_O + own.sum(0),
         state.square + (own * own).sum(),
         state.missed + (missed * missed).sum(),
         state.on_F + (z > 0).sum(0).astype(z.dtype),
@@ -215,8 +216,8 @@ def _finish(state: Sums) -> Quality:
             "There is no position to judge a dictionary at: all tokens are padding or "
             "special. Give a corpus with text."
         )
-    mean = found.mean_O / found.tokens
-    variance = found.square - found.tokens * (mean @ mean)
+    off = found.off_O / found.tokens
+    variance = found.square - found.tokens * (off @ off)
     clean, replaced_, zero, average = found.losses_4 / found.labels
     density = found.on_F / found.tokens
     return Quality(

@@ -8,7 +8,7 @@ product suggests) show there.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +53,24 @@ def _not_finite(leaves: dict[str, Array]) -> dict[str, Array]:
     }
 
 
-def check_batches(task: Task, params: Params, batches: Batches) -> Batch:
-    """Returns the first batch, after the task has looked at all of them.
+class Checked(NamedTuple):
+    """Batches that are fit to be looked at closer.
+
+    Attributes:
+      first: of all.
+      shared: the first with a row of several documents; None if there is none.
+    """
+
+    first: Batch
+    shared: Batch | None
+
+
+def check_batches(task: Task, params: Params, batches: Batches) -> Checked:
+    """Returns batches to look at closer, after the task has looked at all of them.
 
     Raises:
-      ValueError: if there are none, they can't be walked twice, or the task refuses
-        one.
+      TypeError: if they can't be walked twice.
+      ValueError: if there are none, or the task refuses one.
     """
     if iter(batches) is iter(batches):
         raise TypeError(
@@ -66,7 +78,7 @@ def check_batches(task: Task, params: Params, batches: Batches) -> Batch:
             "takes two. Pass something that can be walked again, such as "
             "`examples.batches(32)`."
         )
-    first, outputs, start = None, None, 0
+    first, shared, outputs, start = None, None, None, 0
     for batch in batches:
         if first is None:
             first, outputs = batch, jax.eval_shape(task.outputs, params, batch.inputs)
@@ -74,9 +86,19 @@ def check_batches(task: Task, params: Params, batches: Batches) -> Batch:
         rows = jax.tree.map(lambda x, real=real: np.asarray(x)[real], batch.inputs)
         task.check(rows, outputs, batches.ids[start : start + int(real.sum())])
         start += int(real.sum())
+        if shared is None and len(_of_several(batch)):
+            shared = batch
     if first is None:
         raise ValueError("There are no examples: the data is empty.")
-    return first
+    return Checked(first, shared)
+
+
+def _of_several(batch: Batch) -> np.ndarray:
+    """Returns the rows that hold several documents."""
+    if not isinstance(batch.inputs, Mapping) or "segments" not in batch.inputs:
+        return np.empty(0, int)
+    segments = np.asarray(batch.inputs["segments"])
+    return np.flatnonzero((segments.max(1) > segments[:, 0]) & (segments[:, 0] > 0))
 
 
 def check_taps(
@@ -122,10 +144,7 @@ def check_documents(task: Task, params: Params, batch: Batch) -> None:
     Raises:
       ValueError: with the position and the size of the change.
     """
-    if not isinstance(batch.inputs, Mapping) or "segments" not in batch.inputs:
-        return
-    segments = np.asarray(batch.inputs["segments"])
-    shared = np.flatnonzero((segments.max(1) > segments[:, 0]) & (segments[:, 0] > 0))
+    shared = _of_several(batch)
     if not len(shared):
         return
     at = slice(shared[0], shared[0] + 1)

@@ -92,6 +92,17 @@ def test_an_update_without_a_derivative_is_an_error():
         metagradients(training, 0, ASKED)
 
 
+def test_a_sequence_that_is_not_fit_for_the_task_is_an_error():
+    shapes = {"embed": (5, 3), "head": (3, 5)}
+    begun = {k: jnp.ones(x) for k, x in shapes.items()}
+    task = LanguageModel(lambda params, t: params["embed"][t] @ params["head"])
+    recipe = train.Recipe(2, 2, 0.1, train.SGD())
+    odd = sequences([[1, 2, 3], [1, 7, 2]])
+    training = train.Training(task, recipe, odd, lambda seed: begun)
+    with pytest.raises(ValueError, match="token id 7"):
+        metagradients(training, 0, ASKED)
+
+
 def test_training_that_diverges_is_an_error():
     task = Regression(lambda params, x: apply(params, x)[:, 0])
     recipe = train.Recipe(20, 4, 1e30, train.SGD())

@@ -19,7 +19,7 @@ from influence.curvature.solvers import (
 )
 from influence.linalg.damping import Absolute, Relative, Truncated
 from influence.model.task import LanguageModel
-from influence.types import with_leaves
+from influence.types import rows, with_leaves
 from tests import cases
 
 # Two layers of one model that take part in everything: 160 weights.
@@ -170,3 +170,42 @@ def test_what_can_only_go_wrong_is_refused():
         ConjugateGradients(task, batches, Truncated())(curvature, params, v)  # pyright: ignore
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
         LiSSA(task, batches, depth=5)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda *given: ConjugateGradients(*given),
+        lambda *given: Exact(*given),
+        lambda *given: Neumann(*given),
+        lambda *given: LiSSA(*given),
+    ],
+    ids=["conjugate gradients", "exact", "neumann", "lissa"],
+)
+def test_batches_that_are_used_up_are_no_curvature_of_zero(make):
+    task, params, examples, curvature, v = setting()
+    once = (x for x in examples.batches(7))
+    solver = make(task, once, Relative(1.0))
+    list(once)
+    with pytest.raises(ValueError, match="no example to multiply"):
+        solver(curvature, params, v)
+
+
+def test_the_rate_of_lissa_is_bounded_by_every_matrix_of_a_stack():
+    case = cases.case(cases.MAKERS["raw-scan-remat"], False)
+    batches, damping = case.examples.batches(7), Relative(10.0)
+    curvature = influence.fit(case.task, case.params, batches)
+    assert any(x.stack for x in curvature.layers)
+    v = {k: jnp.ones((1, *x.lam_OxI.shape)) for k, x in curvature.blocks.items()}
+    most = 0.0
+    for x, place, _ in rows(curvature.layers):
+        lam = curvature.blocks[x.name].lam_OxI
+        most += float((lam + damping.amount(lam))[place].max())
+    found, expected = (
+        LiSSA(case.task, batches, damping, steps=2, rate=rate)(
+            curvature, case.params, v
+        )
+        for rate in (None, 1 / most)
+    )
+    for k, x in found.solved.items():
+        np.testing.assert_allclose(x, expected.solved[k], rtol=1e-9)

@@ -103,6 +103,21 @@ def test_a_perfect_dictionary_costs_nothing():
     np.testing.assert_allclose(found.kl, 0, atol=1e-12)
 
 
+def test_variance_far_from_zero_is_not_lost():
+    source, data = subject()
+    far = replace(
+        source, params={**source.params, "table": source.params["table"] + 1e5}
+    )
+    both = jnp.concatenate([jnp.eye(8), -jnp.eye(8)]) / 2
+    own = Dictionary(both.T, jnp.zeros(16), both, jnp.zeros(8), ReLU())
+    found, _ = judged(far, data, own)
+    x = far.params["table"][data.inputs["tokens"][:, :-1]].reshape(-1, 8)
+    missed, spread = x - reconstruct(own, x), x - x.mean(0, keepdims=True)
+    explained = 1 - (missed**2).sum() / (spread**2).sum()
+    # Rounding of numbers of 1e5 beside a spread of one; E[y²] - E[y]² leaves 1e-6.
+    np.testing.assert_allclose(found.variance_explained, explained, rtol=1e-9)
+
+
 def test_nothing_is_recovered_of_what_costs_nothing():
     source, data = subject()
     found, _ = judged(source, data, random_dictionary(ReLU()))

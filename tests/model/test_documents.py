@@ -189,6 +189,16 @@ def test_a_model_deaf_to_segments_is_refused(params):
         influence.fit(LanguageModel(crossing), params, rows(DOCUMENTS))
 
 
+def test_the_first_row_of_several_documents_is_looked_at_wherever_it_is(params):
+    (first,), (second,) = packed(DOCUMENTS[:1]), packed(DOCUMENTS)
+    inputs = jax.tree.map(
+        lambda x, y: np.concatenate([x, y]), first.inputs, second.inputs
+    )
+    later = Examples(inputs, tuple("abcd")).batches(2)
+    with pytest.raises(ValueError, match="lets documents of one row see each other"):
+        influence.fit(LanguageModel(crossing), params, later)
+
+
 def test_rows_of_one_document_have_nothing_to_tell_apart(params):
     (batch,) = packed(DOCUMENTS[:1])
     check_documents(LanguageModel(crossing), params, batch)
