@@ -43,8 +43,10 @@ SIZES: dict[str, dict[str, Any]] = {
         "blocks": 4, "width": 128, "hidden": 512, "heads": 4, "context": 128,
         "queries": 64, "sequences": 256, "token_sequences": 64,
         "batch": {
-            OURS: {"": 16, "eigenvalues": 8},
-            "kronfluence": {"": 16, "unit": 32, "covariance": 32, "tokens": 4},
+            OURS: {"": 16, "eigenvalues": 8, "low rank": 64},
+            "kronfluence": {
+                "": 16, "unit": 32, "covariance": 32, "tokens": 4, "low rank": 64,
+            },
             "bergson": {"": 16},
         },
     },
@@ -52,8 +54,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "blocks": 8, "width": 384, "hidden": 1536, "heads": 6, "context": 256,
         "queries": 32, "sequences": 64, "token_sequences": 4,
         "batch": {
-            OURS: {"": 4},
-            "kronfluence": {"": 4, "unit": 16, "scan": 8, "tokens": 2},
+            OURS: {"": 4, "low rank": 8},
+            "kronfluence": {"": 4, "unit": 16, "scan": 8, "tokens": 2, "low rank": 8},
             "bergson": {"": 8},
         },
     },

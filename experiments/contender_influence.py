@@ -98,7 +98,7 @@ class Engine:
                 lambda: self.query(asked, Plain(job.rank)),
                 lambda: self.query(two, Plain(job.rank)),
             ),
-            f"scan{low}": self._over_data("scan", self.scan),
+            f"scan{low}": self._over_data("low rank", self.scan),
             f"scan, per token{low}": self._over_data("tokens", self.scan_tokens, few),
         }
 

@@ -166,7 +166,7 @@ class Kronfluence:
             "scan, per layer": scan("scan", compute_per_module_scores=True),
             "scan, per token": scan("tokens", few, **per_token),
             f"query{low}": queries(**reduced),
-            f"scan{low}": scan("scan", **reduced),
+            f"scan{low}": scan("low rank", **reduced),
             f"scan, per token{low}": scan("tokens", few, **per_token, **reduced),
         }
 

@@ -67,7 +67,8 @@ def stages(job: Job, of: Subject, low: bool) -> dict[str, Stage]:
     layers, tail = layer_shapes(of), f", rank {job.rank}" if low else ""
 
     def work(stage: str) -> Work:
-        size = job.size(OURS, KIND.get(stage, "scan"))
+        reduced = low and stage == "scan"
+        size = job.size(OURS, "low rank" if reduced else KIND.get(stage, "scan"))
         rank = job.rank if low else None
         many = (job.sequences, job.sequences, job.queries)
         return Work(job.context, size, *many, rank, job.token_sequences)
