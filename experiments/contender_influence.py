@@ -4,6 +4,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +176,19 @@ class Engine:
         influence.scan(self.task, self.params, self.asking, batches)
 
     def index(self, sides: Sides) -> Callable[[InMemory], None]:
-        """Returns what makes a short vector of every sequence, as it is kept."""
+        """Returns what makes a short vector of every sequence, as it is kept.
+
+        What vectors are made with is made once, in the first round.
+        """
+
+        @cache
+        def made() -> Callable[[Batch], Array]:
+            length, part = length_in(INDEXED), PARTS[sides]
+            sketch = count_sketch(self.curvature, length=length, part=part)
+            return reader(self.task, self.params, sketch)
 
         def work(batches: InMemory) -> None:
-            length = length_in(INDEXED)
-            sketch = count_sketch(self.curvature, length=length, part=PARTS[sides])
-            read = reader(self.task, self.params, sketch)
+            read = made()
             for batch in batches:
                 encode(np.asarray(read(batch))[batch.real_B])
 

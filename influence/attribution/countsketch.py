@@ -50,7 +50,7 @@ from influence.attribution.query import Query
 from influence.curvature.coordinates import grouped, rotated, turned
 from influence.curvature.operator import Curvature
 from influence.linalg.basis import Basis, Coordinates, Leading, turn
-from influence.linalg.contract import contract, wide
+from influence.linalg.contract import contract, multiply, wide
 from influence.linalg.damping import Inverse, Relative
 from influence.linalg.kronecker import Kronecker
 from influence.model.reading import Reading, by_layer
@@ -160,18 +160,30 @@ def _weights(
     block: Kronecker, q_out: Coordinates, q_in: Coordinates, inverted_OxI: Array
 ) -> Array:
     """Returns `w`, given the damped inverse in the whole eigenbasis."""
-    out, into = _spread(block.outputs, q_out), _spread(block.inputs, q_in)
-    damped_OxI = jnp.where(inverted_OxI == 0, 0, 1 / inverted_OxI)
-    gradients, queries = (turn(x, out, into) for x in (damped_OxI, inverted_OxI))
+
+    def variances(eigen_OxI: Array) -> Array:
+        by_input = _variances(block.inputs, q_in, eigen_OxI).mT
+        return _variances(block.outputs, q_out, by_input).mT
+
+    gradients = variances(jnp.where(inverted_OxI == 0, 0, 1 / inverted_OxI))
+    queries = variances(inverted_OxI)
     return jnp.where(gradients == 0, 0, jnp.sqrt(jnp.sqrt(queries / gradients)))
 
 
-def _spread(basis: Basis, coordinates: Coordinates) -> Basis:
-    """Returns what makes variances of coordinates of those along a basis."""
-    if not isinstance(coordinates, Leading):
-        return Basis(())
-    pairs = zip(basis.blocks, coordinates.blocks, strict=True)
-    return Basis(tuple(jnp.square(Leading((u,)).into(q.mT)) for q, u in pairs))
+def _variances(basis: Basis, coordinates: Coordinates, along: Array) -> Array:
+    """Returns the variances of coordinates, from those along a basis, on the last axis.
+
+    Leading directions keep theirs. What is left of a vector is made of the others.
+    """
+    if not isinstance(coordinates, Leading) or not basis.blocks:
+        return along
+    found, start = [], 0
+    for q, u in zip(basis.blocks, coordinates.blocks, strict=True):
+        lam, rest = along[..., start:], q.shape[-1] - u.shape[-1]
+        left = multiply(lam[..., :rest], jnp.square(q[..., :rest]).mT)
+        found += [lam[..., rest : q.shape[-1]], left]
+        start += q.shape[-1]
+    return jnp.concatenate(found, axis=-1)
 
 
 def _signed(key: Array, w_OxI: Array) -> Array:

@@ -16,6 +16,7 @@ from influence.attribution.countsketch import (
 from influence.attribution.measurements import completions
 from influence.attribution.query import query
 from influence.attribution.scan import scan
+from influence.curvature.covariance import PerToken
 from influence.curvature.ekfac import fit
 from influence.curvature.solvers import Eigenbasis
 from influence.linalg.basis import turn
@@ -61,7 +62,7 @@ def test_a_sketch_with_room_for_every_coordinate_is_exact(make):
 
 
 @cache
-def with_long_sides():
+def with_long_sides(blocks=1):
     """Returns a case whose stacked layers have sides two and three times the other.
 
     `short` reads what `long` reads, and is itself half as wide as that.
@@ -75,17 +76,17 @@ def with_long_sides():
         x, _ = jax.lax.scan(lambda x, w: (block(x, w), None), x, params["blocks"])
         return x @ params["head"]
 
-    blocks = {"long": (4, 12), "back": (12, 4), "short": (4, 2), "up": (2, 4)}
+    sizes = {"long": (4, 12), "back": (12, 4), "short": (4, 2), "up": (2, 4)}
     shapes = {"embed": (cases.V, 4), "head": (4, cases.V)}
     params = {
         **{k: jax.numpy.zeros(x) for k, x in shapes.items()},
-        "blocks": {k: jax.numpy.zeros((2, *x)) for k, x in blocks.items()},
+        "blocks": {k: jax.numpy.zeros((2, *x)) for k, x in sizes.items()},
     }
     params = cases.randomised(params, jax.numpy.float64)
     case = cases.Case(LanguageModel(apply), params, cases.texts(7))
-    return case, fit(
-        case.task, params, case.examples.batches(3), layers=["blocks.*", "head"]
-    )
+    batches, factors = case.examples.batches(3), PerToken(blocks)
+    layers = ["blocks.*", "head"]
+    return case, fit(case.task, params, batches, layers=layers, factors=factors)
 
 
 def test_of_sides_twice_as_long_as_the_other_only_the_leading_directions_turn():
@@ -122,12 +123,12 @@ def test_leading_directions_lose_nothing_where_there_is_room():
         np.testing.assert_allclose(found, scores, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("part", [None, 8])
-def test_weights_are_those_with_the_least_product_of_lengths(part):
+@pytest.mark.parametrize(("part", "blocks"), [(None, 1), (8, 1), (8, 2)])
+def test_weights_are_those_with_the_least_product_of_lengths(part, blocks):
     # With gradients of covariance C, damped, and queries of covariance C⁻¹, coordinates
     # have the variances `c` and `q`; Cauchy and Schwarz:
     # Σ c w² Σ q / w² ≥ (Σ √(c q))², layer by layer.
-    _, curvature = with_long_sides()
+    _, curvature = with_long_sides(blocks)
     damping = Relative()
     sketch = count_sketch(curvature, length=24, inverse=damping, part=part)
     for x in sketch.layers:
