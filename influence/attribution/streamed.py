@@ -123,7 +123,10 @@ def streamed(
 
     found = stacked(each(), len(measurements))
     for x in curvature.layers:
-        found.forms[x.name] = _behind(found.forms[x.name], len(x.stack))
+        if x.stack:
+            # Of all layers at once there would be two while they are moved.
+            moved = _behind(found.forms.pop(x.name), len(x.stack))
+            found.forms[x.name] = jax.block_until_ready(moved)
     return found
 
 
