@@ -120,7 +120,7 @@ class Stream:
         """Takes in one batch's scores, and commits them if it is time to."""
         at = self.done + sum(map(len, self._rows))
         odd = np.flatnonzero(~np.isfinite(scores_BxQxL).all((1, 2)))
-        self.odd += [str(self.names.train[at + i]) for i in odd]
+        self.odd += [str(self.names.train[at + i]) for i in odd.tolist()]
         self._rows.append(scores_BxQxL)
         held = sum(map(len, self._rows))
         last = self.done + held == len(self.names.train)
