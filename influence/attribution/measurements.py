@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from influence.attribution.scores import PER_COPY, UNIT
 from influence.model.examples import Examples, prompted
 from influence.model.task import LanguageModel, Task, losses
 from influence.types import Batch, Inputs, Params
@@ -153,17 +154,18 @@ def mean(*each: Measurement) -> Measurement:
 
 
 def unit_of(measurements: Iterable[Measurement]) -> str:
-    """Returns the unit of some measurements, in words.
+    """Returns the unit of scores of some measurements, in words.
 
-    Nats, of log-probabilities, their differences and means; of anything else its own,
-    which nobody said.
+    Nats a copy of log-probabilities, their differences and means; of anything else its
+    own unit, which nobody said.
 
     Example:
       >>> from influence.attribution.measurements import unit_of
       >>> unit_of(measurements.values()), unit_of([lambda params: 1.0])
-      ('nats', 'units of the measurement')
+      ('nats per added copy', 'units of the measurement per added copy')
     """
-    return "nats" if all(map(_in_nats, measurements)) else "units of the measurement"
+    nats = all(map(_in_nats, measurements))
+    return UNIT if nats else f"units of the measurement {PER_COPY}"
 
 
 def _in_nats(measurement: Measurement) -> bool:

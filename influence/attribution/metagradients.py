@@ -23,7 +23,7 @@ import numpy as np
 import xarray as xr
 from jax import Array
 
-from influence.attribution.measurements import Measurement, together
+from influence.attribution.measurements import Measurement, together, unit_of
 from influence.attribution.scores import told
 from influence.fold import Fold, Run, run
 from influence.model import train
@@ -84,7 +84,8 @@ def metagradients(
     dims: dict[str, Sequence[Any]] = {"query": names, "train": ids}
     if found.ndim > len(dims):
         dims["token"] = range(found.shape[2])
-    about = {"solver": "metagradient", "seed": str(seed)}
+    unit = unit_of(measurements.values())
+    about = {"solver": "metagradient", "seed": str(seed), "unit": unit}
     return xr.DataArray(
         found,
         coords=dims,

@@ -20,7 +20,7 @@ from jax import Array
 from influence.attribution.forms import Compress, Dense, Form, Reform, formed, total
 from influence.attribution.gradients import gradients
 from influence.attribution.measurements import Measurement, unit_of
-from influence.attribution.scores import PER_COPY, labelled
+from influence.attribution.scores import labelled
 from influence.attribution.streamed import readable, streamed
 from influence.curvature.operator import Curvature
 from influence.curvature.solvers import Eigenbasis, Solver, Taken
@@ -119,8 +119,8 @@ def query(
     """
     check_params(params)
     _check_rank(curvature, compress)
-    unit = f"{unit_of(measurements.values())} {PER_COPY}"
-    layers, about = curvature.layers, {**solver.about(), "unit": unit}
+    about = {**solver.about(), "unit": unit_of(measurements.values())}
+    layers = curvature.layers
     if isinstance(solver, Eigenbasis) and readable(measurements, layers, compress):
         kept = streamed(curvature, params, measurements, solver, compress)
         facts = {"value": _numbers(kept.value), "self": _numbers(kept.own)}

@@ -21,7 +21,7 @@ import xarray as xr
 from jax import Array
 
 from influence.attribution.gradients import gradients
-from influence.attribution.measurements import Measurement
+from influence.attribution.measurements import Measurement, unit_of
 from influence.attribution.scores import told
 from influence.curvature.operator import Curvature
 from influence.fold import Run, collected, run
@@ -282,7 +282,7 @@ def _labelled(
         coords={"query": list(measurements), "train": list(batches.ids)},
         dims=("query", "train"),
         name="score",
-        attrs={**told(n, ()), **about},
+        attrs=told(n, {"unit": unit_of(measurements.values()), **about}.items()),
     )
 
 

@@ -28,7 +28,7 @@ import xarray as xr
 from jax import Array
 
 from influence.attribution.gradients import gradients
-from influence.attribution.measurements import Measurement
+from influence.attribution.measurements import Measurement, unit_of
 from influence.attribution.query import Query, posed, query
 from influence.attribution.scan import scan
 from influence.curvature import gauss_newton
@@ -128,7 +128,7 @@ def source(
             Taken(followed.solution, dot(left, followed.solution.solved)),
             {"value": values},
             measurements,
-            followed.about,
+            {**followed.about, "unit": unit_of(measurements.values())},
             None,
         )
         shares.append(_total(task, segment, asked, batches, run))

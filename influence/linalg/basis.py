@@ -44,11 +44,11 @@ class Basis(NamedTuple):
 
     def into(self, x: Array) -> Array:
         """Returns the coordinates `Qᵀ x` of vectors along the last axis."""
-        return each_block(multiply, x, self.blocks)
+        return _each_block(multiply, x, self.blocks)
 
     def out_of(self, x: Array) -> Array:
         """Returns the vectors `Q x` with coordinates along the last axis."""
-        return each_block(multiply, x, [jnp.matrix_transpose(q) for q in self.blocks])
+        return _each_block(multiply, x, [jnp.matrix_transpose(q) for q in self.blocks])
 
     @property
     def work(self) -> int:
@@ -84,7 +84,7 @@ class Leading(NamedTuple):
 
         `[..., K + N]`, block behind block; `x` itself without blocks.
         """
-        return each_block(_apart, x, self.blocks)
+        return _each_block(_apart, x, self.blocks)
 
     @property
     def work(self) -> int:
@@ -98,7 +98,7 @@ def turn(v_OxI: Array, outputs: Coordinates, inputs: Coordinates) -> Array:
     return jnp.matrix_transpose(outputs.into(turned))
 
 
-def each_block(
+def _each_block(
     function: Callable[[Array, Array], Array], x: Array, blocks: Sequence[Array]
 ) -> Array:
     """Returns what a function makes of parts of vectors and blocks, in one row."""

@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 from jax import Array
 
-from influence.attribution.measurements import Measurement, together
+from influence.attribution.measurements import Measurement, together, unit_of
 from influence.attribution.scores import told
 from influence.curvature.gauss_newton import Matrices
 from influence.curvature.operator import Curvature
@@ -140,7 +140,12 @@ def pbrf(
     shape = (n, 1 + len(measurements))
     found = run(filled("proximal Bregman responses", read, shape), batches)
     _check_minimised(found[:, 0], until)
-    about = {"solver": "PBRF", "damping": str(held.damping), "copies": held.copies}
+    about = {
+        "solver": "PBRF",
+        "damping": str(held.damping),
+        "copies": held.copies,
+        "unit": unit_of(measurements.values()),
+    }
     return xr.DataArray(
         found[:, 1:].T,
         coords={

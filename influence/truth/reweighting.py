@@ -18,7 +18,7 @@ import xarray as xr
 from jax import Array
 
 from influence.attribution.gradients import gradients
-from influence.attribution.measurements import Measurement
+from influence.attribution.measurements import Measurement, unit_of
 from influence.attribution.query import solved
 from influence.attribution.scan import scan
 from influence.curvature.operator import Curvature, Gradients
@@ -114,7 +114,7 @@ def contributions(
                 for low, high in pairwise(edges)
             ],
         },
-        attrs=layers.attrs,
+        attrs={**layers.attrs, "unit": unit_of(measurements.values())},
     )
 
 

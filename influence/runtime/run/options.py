@@ -190,7 +190,7 @@ class Index:
         lists around centres; `hnsw`, a graph.
       sides: Which sides of matrices are turned into the eigenbasis: `both`, or, where
         one is twice as long as the other or longer, only its `leading` directions. That
-        takes less time, and a few more bytes for vectors as good.
+        takes less time, and vectors of as many bytes err more.
       damping: As a multiple of the mean eigenvalue, of the vectors. Questions may be
         solved with another.
       batch: Sequences a batch; measured if left out.
