@@ -13,6 +13,7 @@ from influence.attribution.normalise import relatif, unit
 from influence.attribution.query_tokens import query_tokens
 from influence.attribution.scores import Scores, check_alike, standard_error
 from influence.attribution.self_influence import self_influence
+from influence.attribution.sketch import random, trak
 from influence.attribution.tokens import concentrated
 from influence.curvature.diagonal import diagonal
 from influence.curvature.halves import halves
@@ -98,6 +99,10 @@ def test_scores_are_in_the_unit_of_what_is_measured():
             query = influence.query(curvature, case.params, each)
             scores = query.scores(np.ones((len(each), 1)), ["x"], None)
             assert scores.attrs["unit"] == f"{name} per added copy"
+            short = random(curvature.layers, rank=2)
+            batches = case.examples.batches(7)
+            projected = trak(case.task, case.params, short, each, batches)
+            assert projected.attrs["unit"] == scores.attrs["unit"]
 
 
 def test_a_sequence_whose_gradient_is_no_number_is_in_no_ranking():

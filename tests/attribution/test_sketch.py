@@ -47,6 +47,13 @@ def layers():
     return identity(TASK, PARAMS, BATCHES).layers
 
 
+def test_sequences_that_are_not_fit_for_the_task_are_refused():
+    short = sketch.random(layers(), rank=2)
+    odd = labelled(np.full((1, 4), np.nan), np.array([0]), ["odd"])
+    with pytest.raises(ValueError, match="'odd' has a number that is NaN"):
+        sketch.sketches(TASK, PARAMS, short, odd.batches(1))
+
+
 def test_sketches_are_projected_gradients():
     each, _ = gradients()
     short = sketch.random(layers(), rank=2)

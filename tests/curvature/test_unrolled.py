@@ -88,6 +88,11 @@ def test_the_metric_is_adam_s_own_as_far_as_final_weights_tell_it():
         )
 
 
+def test_training_of_no_step_is_an_error():
+    with pytest.raises(ValueError, match="1 step or more, not 0"):
+        Unrolled(TASK, BATCHES, 1.0, steps=0)(curvature(), PARAMS, V)
+
+
 def test_another_layer_s_scale_is_an_error():
     with pytest.raises(ValueError, match="only one of them has in"):
         Unrolled(TASK, BATCHES, 1.0, {"out": SCALE["out"]})(curvature(), PARAMS, V)

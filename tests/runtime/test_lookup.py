@@ -28,6 +28,14 @@ def test_codes_keep_signs_and_products_on_average():
     np.testing.assert_allclose(own, (VECTORS**2).sum(1), rtol=1e-4)  # float32
 
 
+def test_what_is_no_number_is_kept_as_nothing():
+    vectors = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    vectors[1, 5], vectors[2] = np.nan, 0
+    kept = encode(vectors)
+    np.testing.assert_array_equal(kept[1], kept[2])
+    assert flat(Codes(kept))(vectors[[0]], 1).places.tolist() == [[0]]
+
+
 def test_flat_compares_with_everything():
     expected = ASKED @ CODES.decoded(CODES.rows).T
     found = flat(CODES)(ASKED, 20)

@@ -73,7 +73,9 @@ def test_where_the_data_says_nothing_weights_stay_equal():
     np.testing.assert_allclose(found.weights, 3, rtol=1e-9)
 
 
-def test_one_query_is_too_few():
+def test_one_query_is_too_few_and_others_are_none_of_its_own():
+    with pytest.raises(ValueError, match="different names along 'query'"):
+        reweight(parts(), parts().sum("part")[::-1])
     with pytest.raises(ValueError, match="1 query says nothing"):
         reweight(parts()[:1], parts()[:1].sum("part"))
 

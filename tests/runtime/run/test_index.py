@@ -216,8 +216,11 @@ def test_a_damaged_or_stale_index_is_not_asked(tmp_path):
     codes.write_bytes(whole)
     search(asked(tmp_path), QUIET, own)
     fit(make.options(tmp_path, path, seed=3), QUIET, own)
-    with pytest.raises(ValueError, match="was made with other curvature"):
+    with pytest.raises(ValueError, match="other curvature.*--data texts=") as said:
         search(asked(tmp_path), QUIET, own)
+    assert str(path) in str(said.value)
+    with pytest.raises(ValueError, match="--damping -1.0 makes no sense"):
+        indexed(tmp_path, own, damping=-1.0)
 
 
 def test_a_stream_says_what_is_missing(tmp_path):
