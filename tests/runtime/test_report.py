@@ -1,6 +1,7 @@
 """A page shows what it is given, as text."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -100,6 +101,16 @@ def test_a_page_shows_the_numbers():
             assert f"{x.score:+.3g}".replace("-", "−") in html
     assert "2 of 2" in html
     assert "nats per added copy" in html
+
+
+def test_a_page_of_something_else_than_log_probabilities_does_not_speak_of_nats():
+    found = findings("text", check=False)
+    unit = "units of the measurement per added copy"
+    total = found.total.assign_attrs(unit=unit)
+    html = page.render(replace(found, total=total))
+    assert f"score, {unit}" in html
+    assert "change of what is measured, in units of the measurement" in html
+    assert "nats per added copy" not in html
 
 
 def test_a_page_without_a_check_does_not_speak_of_one():

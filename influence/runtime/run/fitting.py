@@ -99,9 +99,8 @@ def fit(
         corpus = job.pack(model, options.data)
         own = _Fitting(job, MODEL, model, corpus)
         own.layers()  # raises if there are none of those names
-        if (
-            BASE in job.roles
-        ):  # opened once more when its turn comes: not held till then
+        if BASE in job.roles:
+            # Opened once more when its turn comes: it is not held till then.
             _check_base(model, job.model(BASE), job.context(model))
         job.remember(fit=as_json(options))
         own.all_layers()
