@@ -16,7 +16,7 @@ from jax import Array
 
 from influence.attribution.scores import PER_COPY, UNIT
 from influence.model.examples import Examples, prompted
-from influence.model.task import LanguageModel, Task, losses
+from influence.model.task import LanguageModel, Task, losses, shape_of_outputs
 from influence.types import Batch, Inputs, Params
 
 Measurement = Callable[[Params], Array]
@@ -47,11 +47,6 @@ def result_of(measurement: Measurement, params: Params) -> Any:
 @jax.jit
 def _measure(measurement: Measurement, params: Params) -> Array:
     return measurement(params)
-
-
-@jax.jit(static_argnums=0)
-def _outputs(task: Task, params: Params, inputs: Inputs) -> Any:
-    return task.outputs(params, inputs)
 
 
 def together(measurements: Iterable[Measurement]) -> Callable[[Params], Array]:
@@ -123,7 +118,7 @@ class Likelihood:
 
     def check(self, name: str, params: Params) -> None:
         """Raises if the inputs are not the model's."""
-        outputs = _outputs.eval_shape(self.task, params, self.inputs)
+        outputs = shape_of_outputs(self.task, params, self.inputs)
         self.task.check(self.inputs, outputs, [name])
 
 

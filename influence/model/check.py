@@ -18,7 +18,13 @@ from jax import Array
 from influence.linalg.contract import contract
 from influence.model.jaxprs import aval
 from influence.model.reading import Reading, by_layer
-from influence.model.task import Empirical, Task, losses, read_loss
+from influence.model.task import (
+    Empirical,
+    Task,
+    losses,
+    read_loss,
+    shape_of_outputs,
+)
 from influence.model.trace import trace
 from influence.model.weight import matrix
 from influence.types import Batch, Batches, Layer, Params, named_leaves
@@ -81,7 +87,7 @@ def check_batches(task: Task, params: Params, batches: Batches) -> Checked:
     first, shared, outputs, start = None, None, None, 0
     for batch in batches:
         if first is None:
-            first, outputs = batch, jax.eval_shape(task.outputs, params, batch.inputs)
+            first, outputs = batch, shape_of_outputs(task, params, batch.inputs)
         real = np.asarray(batch.real_B)
         rows = jax.tree.map(lambda x, real=real: np.asarray(x)[real], batch.inputs)
         task.check(rows, outputs, batches.ids[start : start + int(real.sum())])

@@ -8,7 +8,8 @@ equations have the same operand".
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import (
@@ -45,10 +46,43 @@ class Environment(dict[Var, Any]):
         self.update(zip(variables, values, strict=True))
 
 
-def flatten(fn: Callable[..., Any], *args: Any) -> ClosedJaxpr:
+class Flat(NamedTuple):
+    """A function as one list of equations.
+
+    Attributes:
+      closed: they, from the leaves of the arguments to those of the result.
+      tree: the structure of the result.
+    """
+
+    closed: ClosedJaxpr
+    tree: Any
+
+
+def flatten(fn: Callable[..., Any], *args: Any) -> Flat:
     """Returns the flat program of `fn` at the shapes of `args`."""
-    closed = jax.make_jaxpr(fn)(*args)
-    return jax.make_jaxpr(lambda *xs: _replay(closed, xs, {}))(*closed.in_avals)
+    closed, shapes = jax.make_jaxpr(partial(_flat, fn), return_shape=True)(*args)
+    return Flat(closed, jax.tree.structure(shapes))
+
+
+def flatten_once(fn: Callable[..., Any], *args: Any) -> Flat:
+    """Returns what `flatten` does, traced once for a function and shapes.
+
+    Args:
+      fn: must be hashable. It is kept, with the task it is a method of; the same method
+        of an equal task is traced anew.
+      *args: what it is called with.
+    """
+    closed, shapes = _flat_once(fn, *args)
+    return Flat(closed, jax.tree.structure(shapes))
+
+
+def _flat(fn: Callable[..., Any], *args: Any) -> Any:
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+    out = _replay(closed, jax.tree.leaves(args), {})
+    return jax.tree.unflatten(jax.tree.structure(shapes), out)
+
+
+_flat_once = jax.make_jaxpr(_flat, static_argnums=0, return_shape=True)
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:

@@ -65,9 +65,8 @@ def visited(
     """
 
     def run(*args: Any) -> tuple[Any, dict[Address, Any]]:
-        closed = jaxprs.flatten(fn, *args)
+        closed, tree = jaxprs.flatten(fn, *args)
         _check(_count(closed.jaxpr), _hidden(closed.jaxpr), visits)
-        tree = jax.tree.structure(jax.eval_shape(fn, *args))
         out, notes = _walk(closed, jax.tree.leaves(args), dict(visits))
         return jax.tree.unflatten(tree, out), notes
 
@@ -108,7 +107,7 @@ def frozen(fn: Callable[..., Any], addresses: Sequence[Address]) -> Callable[...
 
 def addresses(fn: Callable[..., Any], *args: Any) -> dict[str, int]:
     """Returns how often a function names a value so, by name."""
-    return dict(_count(jaxprs.flatten(fn, *args).jaxpr))
+    return dict(_count(jaxprs.flatten(fn, *args).closed.jaxpr))
 
 
 def _noted(x: Array) -> tuple[Array, Array]:

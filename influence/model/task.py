@@ -242,6 +242,16 @@ class Empirical:
         return task.labels(batch.inputs)
 
 
+def shape_of_outputs(task: Task, params: Params, inputs: Inputs) -> Any:
+    """Returns shapes and types of the model's outputs, traced once for their like."""
+    return _outputs.eval_shape(task, params, inputs)
+
+
+@jax.jit(static_argnums=0)
+def _outputs(task: Task, params: Params, inputs: Inputs) -> Any:
+    return task.outputs(params, inputs)
+
+
 def losses(task: Task, outputs: Any, labels: Array, batch: Batch) -> Array:
     """Returns each example's loss, `[B]`: its labels that count, summed, in nats."""
     each = token_losses(task, outputs, labels, batch)

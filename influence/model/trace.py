@@ -71,8 +71,8 @@ def trace(outputs: Outputs, params: Params, inputs: Inputs) -> Program:
     double = jax.tree.map(
         lambda x: x.update(shape=(2 * examples, *x.shape[1:])), inputs
     )
-    closed = jaxprs.flatten(outputs, params, inputs)
-    doubled = jaxprs.flatten(outputs, params, double)
+    closed, tree = jaxprs.flatten_once(outputs, params, inputs)
+    doubled = jaxprs.flatten_once(outputs, params, double).closed
     _check_program(closed.jaxpr, doubled.jaxpr)
     names = named_leaves(params)
     values = [
@@ -84,7 +84,7 @@ def trace(outputs: Outputs, params: Params, inputs: Inputs) -> Program:
     layers, uses, refused = assemble(found, list(names))
     return Program(
         closed=closed,
-        tree=jax.tree.structure(jax.eval_shape(outputs, params, inputs)),
+        tree=tree,
         layers=layers,
         uncovered=tuple(
             Uncovered(name, x.shape, refused[name])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import linen
 
+from influence.model.examples import sequences
 from influence.model.reading import by_layer, read
-from influence.model.task import Empirical, read_loss
+from influence.model.task import Empirical, LanguageModel, read_loss, shape_of_outputs
 from influence.model.trace import select, trace
 from influence.types import named_leaves
 from tests import cases
@@ -323,6 +324,37 @@ def test_dropout_left_on_is_an_error():
 
     with pytest.raises(ValueError, match=r"random numbers.*Turn dropout off"):
         trace(apply, params, x)
+
+
+def test_a_task_is_traced_once_for_all_that_is_done_with_it():
+    traced = []
+
+    def apply(params, tokens):
+        traced.append(tokens.shape)
+        return jax.nn.one_hot(tokens, 3) @ params["w"]
+
+    (batch,) = sequences([[0, 1, 2], [2, 1, 0]], ["up", "down"]).batches(2)
+    task, params = LanguageModel(apply), {"w": normal(3, 3)}
+    for _ in range(2):
+        assert [x.name for x in trace(task.outputs, params, batch.inputs).layers]
+        assert shape_of_outputs(task, params, batch.inputs).shape == (2, 3, 3)
+    # Of two examples for the program and for the shapes, of four to tell axes apart.
+    assert sorted(traced) == [(2, 3), (2, 3), (4, 3)]
+
+
+def test_a_function_is_traced_anew_where_its_arithmetic_changes():
+    def apply(params, x):
+        return x @ params["w"]
+
+    def precision():
+        program = trace(apply, {"w": normal(6, 3)}, normal(4, 5, 6))
+        (dot,) = [x for x in program.closed.eqns if "precision" in x.params]
+        return dot.params["precision"]
+
+    usual = precision()
+    with jax.default_matmul_precision("highest"):
+        assert precision() != usual
+    assert precision() == usual
 
 
 def test_side_effects_are_an_error():

@@ -256,7 +256,7 @@ def test_adapters_merged_are_adapters_beside(name):
 def test_sites_are_named(name):
     config = CONFIGS[name]
     params = shapes(config)
-    program = jaxprs.flatten(Apply(config), params, tokens(2, T))
+    program = jaxprs.flatten(Apply(config), params, tokens(2, T)).closed
     sites: dict[str, list] = {}
     for eqn in jaxprs.equations(program.jaxpr):
         if eqn.primitive is p.name_p:
