@@ -18,13 +18,7 @@ from jax import Array
 from influence.linalg.contract import contract
 from influence.model.jaxprs import aval
 from influence.model.reading import Reading, by_layer
-from influence.model.task import (
-    Empirical,
-    Task,
-    losses,
-    read_loss,
-    shape_of_outputs,
-)
+from influence.model.task import Empirical, Task, losses, read_loss, shape_of_outputs
 from influence.model.trace import trace
 from influence.model.weight import matrix
 from influence.types import Batch, Batches, Layer, Params, named_leaves

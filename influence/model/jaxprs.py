@@ -50,7 +50,7 @@ class Flat(NamedTuple):
     """A function as one list of equations.
 
     Attributes:
-      closed: they, from the leaves of the arguments to those of the result.
+      closed: the equations, from the leaves of the arguments to those of the result.
       tree: the structure of the result.
     """
 
