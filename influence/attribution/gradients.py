@@ -3,7 +3,7 @@
 All queries' together, a matrix for each layer.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -38,24 +38,47 @@ def gradients(
     return found, tuple(np.asarray(values, float).tolist())
 
 
-def stacked(each: Iterable[Any], queries: int) -> Any:
-    """Returns arrays of so many queries together, axis `Q` in front."""
+def stacked(each: Iterable[Any], queries: int, axes: Any = 0) -> Any:
+    """Returns arrays of so many queries together.
+
+    Args:
+      each: the queries' arrays, one tree after another.
+      queries: how many there are.
+      axes: where axis `Q` goes, a number or a tree of them, as `vmap` has `out_axes`.
+    """
     found = None
     for place, own in enumerate(each):
+        if found is None:
+            axes = tuple(jax.tree.leaves(jax.tree.broadcast(axes, own)))
+            found = _empty(axes, queries, own)
         # Into its place at once: they may well be most of the memory, which all of
         # them and a stack of them would take twice.
-        found = _placed(_empty(queries, own) if found is None else found, own, place)
+        found = placed(axes, found, own, place)
     return found
 
 
-@jax.jit(static_argnums=0)
-def _empty(queries: int, one: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros((queries, *x.shape), x.dtype), one)
+@jax.jit(static_argnums=(0, 1))
+def _empty(axes: tuple[int, ...], queries: int, one: Any) -> Any:
+    def empty(q: int, x: Array) -> Array:
+        return jnp.zeros((*x.shape[:q], queries, *x.shape[q:]), x.dtype)
+
+    return _each(axes, empty, one)
 
 
-@jax.jit(donate_argnums=0)
-def _placed(found: Any, one: Any, place: Array) -> Any:
-    return jax.tree.map(lambda x, y: x.at[place].set(y), found, one)
+@jax.jit(static_argnums=0, donate_argnums=1)
+def placed(axes: tuple[int, ...], found: Any, one: Any, place: Array) -> Any:
+    """Returns all queries' arrays with those of one in their place."""
+
+    def put(q: int, x: Array, own: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(x, own, place, q)
+
+    return _each(axes, put, found, one)
+
+
+def _each(axes: tuple[int, ...], work: Callable[..., Array], *trees: Any) -> Any:
+    """Returns a tree of what is made of every leaf and its axis."""
+    where = jax.tree.unflatten(jax.tree.structure(trees[0]), axes)
+    return jax.tree.map(work, where, *trees)
 
 
 def _measured(

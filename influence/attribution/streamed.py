@@ -8,10 +8,9 @@ program is what is kept: of queries of low rank no more than one is ever whole.
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from influence.attribution.forms import Compress, Form, formed, total
@@ -107,7 +106,7 @@ def streamed(
     curvature = curvature.loaded()
     curvature.check_inverse(solver.inverse)
 
-    def each() -> Iterator[Kept]:
+    def each() -> Iterator[tuple[Any, ...]]:
         for name, measurement in measurements.items():
             measurement.check(name, params)
             kept, absolute = _kept(
@@ -119,20 +118,10 @@ def streamed(
                 curvature.blocks,
             )
             check_sound(name, kept.value, absolute)
-            yield kept
+            yield tuple(kept)
 
-    found = stacked(each(), len(measurements))
-    for x in curvature.layers:
-        if x.stack:
-            # Of all layers at once there would be two while they are moved.
-            moved = _behind(found.forms.pop(x.name), len(x.stack))
-            found.forms[x.name] = jax.block_until_ready(moved)
-    return found
-
-
-def _behind(form: Form, stack: int) -> Form:
-    """Returns a form with its axis `Q`, in front, behind the stack."""
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, stack), form)
+    behind = {x.name: len(x.stack) for x in curvature.layers}
+    return Kept(*stacked(each(), len(measurements), (0, 0, 0, 0, behind)))
 
 
 @jax.jit(static_argnums=(0, 1, 2))

@@ -11,7 +11,7 @@ import pytest
 import influence
 from influence.attribution import scan
 from influence.attribution.forms import Factored, Joint, Plain, Whitened, dense
-from influence.attribution.gradients import gradients
+from influence.attribution.gradients import gradients, placed, stacked
 from influence.attribution.measurements import Likelihood
 from influence.attribution.query import solved
 from influence.attribution.streamed import readable, streamed
@@ -113,6 +113,21 @@ def test_log_probabilities_are_kept_one_by_one(compress):
     one = DEPTH * WIDTH**2 * 8
     # Beside what is kept of all of them at most one query, and some numbers.
     assert max(Noting.seen) - before < kept + 1.1 * one
+
+
+def test_queries_come_together_without_a_copy_of_them():
+    one = (jnp.arange(3.0), {"of a stack": jnp.arange(24.0).reshape(2, 3, 4)})
+    each = [jax.tree.map(lambda x, i=i: x + i, one) for i in range(5)]
+    axes = (0, {"of a stack": 1})
+    found = stacked(iter(each), 5, axes)
+    expected = jax.tree.map(lambda q, *x: jnp.stack(x, q), axes, *each)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    memory = placed.lower((0, 1), found, one, 1).compile().memory_analysis()
+    assert memory is not None
+    # What holds all of them is written to where it is, in no more than one's room.
+    kept, own = (sum(x.nbytes for x in jax.tree.leaves(y)) for y in (found, one))
+    assert memory.alias_size_in_bytes == kept
+    assert memory.temp_size_in_bytes <= own
 
 
 def test_gradients_are_those_of_each_measurement():
