@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from influence.attribution import forward
@@ -44,8 +45,8 @@ FORWARD = 2
 """Up to so many queries forward mode is cheaper: a pass for each and one more, against
 two and the gradients."""
 
-EXPANDED = 8
-"""How many queries of low rank are made matrices at a time."""
+EXPANDED = 4
+"""How many queries of low rank are made matrices at a time, at most."""
 
 
 def scan(
@@ -181,11 +182,21 @@ def _expanded(a_BxTxI: Array, g_BxTxO: Array, form: Factored) -> Array:
     they do not depend on the batch, and hold on to what factors are meant to save.
     """
     d_BxN = _flat(a_BxTxI, g_BxTxO)
+    queries = len(form.left_QxOxR)
+    groups = -(-queries // EXPANDED)
+    each = -(-queries // groups)
 
-    def one(query: Factored) -> Array:
-        return contract("bn,n->b", d_BxN, dense(query).h_QxOxI.reshape(-1))
+    def grouped(x_QxDxR: Array) -> Array:
+        rest = groups * each - queries
+        padded = jnp.pad(x_QxDxR, ((0, rest), (0, 0), (0, 0)))
+        return padded.reshape(groups, each, *x_QxDxR.shape[1:])
 
-    return jax.lax.map(one, form, batch_size=EXPANDED).T
+    def scored(group: Factored) -> Array:
+        return inner(d_BxN, dense(group).h_QxOxI.reshape(each, -1))
+
+    # Not one query after another under `vmap`, which would put them on the left.
+    scores_GxBxQ = jax.lax.map(scored, jax.tree.map(grouped, form))
+    return scores_GxBxQ.transpose(1, 0, 2).reshape(len(d_BxN), -1)[:, :queries]
 
 
 def _flat(a_BxTxI: Array, g_BxTxO: Array) -> Array:
