@@ -68,6 +68,12 @@ PEERS = {
 }
 """The modules of those timed beside the engine."""
 
+FITTING = ("covariance", "eigendecomposition", "eigenvalues")
+"""What it takes to fit the curvature."""
+
+WHOLE = (*FITTING, "query + scan")
+"""What it takes to have the scores of a first set of queries."""
+
 ANEW = ("kronfluence",)
 """Those that solve for their queries in every scan."""
 
@@ -99,7 +105,11 @@ def timed(
 ) -> Results:
     """Returns what every contender took for every stage, done turn by turn.
 
-    Only for those chosen, if any are; each needs what those before it leave.
+    Only for those chosen, if any are, and the queries of scans among them; what else
+    these need is done once, untimed.
+
+    Raises:
+      ValueError: if a stage that is chosen is none of the engine's.
     """
     found: dict[str, dict[str, Timed]] = {name: {} for name in modules}
     with ExitStack() as stack:
@@ -107,20 +117,39 @@ def timed(
             name: stack.enter_context(Contender(module, job))
             for name, module in modules.items()
         }
-        for stage in contenders[OURS].tokens:
-            if chosen and stage not in (UNIT, *chosen):
-                continue
+        every = list(contenders[OURS].tokens)
+        low = f", rank {job.rank}"
+        asked = {query_of(x, low) for x in chosen if x.startswith("scan")}
+        wanted = {UNIT, *chosen, *asked} if chosen else set(every)
+        if unknown := wanted.difference(every):
+            raise ValueError(
+                f"No stage is called {', '.join(sorted(unknown))}. They are: "
+                f"{', '.join(every)}."
+            )
+        needed = {x for stage in wanted for x in needs(stage, low)}
+        for stage in (x for x in every if x in wanted | needed):
             say(stage)
             taking_part = {k: x for k, x in contenders.items() if stage in x.tokens}
             first = {name: x.begin(stage) for name, x in taking_part.items()}
             costs: dict[str, list[Cost]] = {name: [] for name in taking_part}
-            for _ in range(repetitions):
+            for _ in range(repetitions if stage in wanted else 1):
                 for name, contender in taking_part.items():
                     costs[name].append(contender.work(stage))
-            for name, each in costs.items():
+            for name, each in costs.items() if stage in wanted else ():
                 tokens = contenders[name].tokens[stage]
                 found[name][stage] = Timed(tokens, first[name], typical(each))
     return found
+
+
+def needs(stage: str, low: str) -> tuple[str, ...]:
+    """Returns the stages that leave what one works on."""
+    if stage == UNIT:
+        return ()
+    if stage in FITTING:
+        return FITTING[: FITTING.index(stage)]
+    if stage.startswith("scan"):
+        return (*FITTING, query_of(stage, low))
+    return FITTING
 
 
 def typical(costs: list[Cost]) -> Cost:
@@ -164,13 +193,6 @@ def with_queries(stages: Mapping[str, Timed], low: str) -> dict[str, Timed]:
 def query_of(scan: str, low: str) -> str:
     """Returns the stage that solves for a scan's queries."""
     return f"query{low}" if scan.endswith(low) else "query"
-
-
-FITTING = ("covariance", "eigendecomposition", "eigenvalues")
-"""What it takes to fit the curvature."""
-
-WHOLE = (*FITTING, "query + scan")
-"""What it takes to have the scores of a first set of queries."""
 
 
 def whole(stages: Mapping[str, Timed]) -> dict[str, Timed]:

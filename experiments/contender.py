@@ -268,10 +268,15 @@ def _serve(module: str, job: Job, pipe: Connection) -> None:
         except EOFError:
             return
         stage = stages[name]
-        if what == "begin":
+        if what == "work":
+            cost = measured(stage.work)
+        else:
             let_go()
-        work = stage.begin if what == "begin" else stage.work
-        pipe.send(("done", measured(work)))
+            cost = measured(stage.begin)
+            # Nor are what the stage compiled and tried out its own any more. Not
+            # between repetitions: they would pay for having it all back.
+            let_go()
+        pipe.send(("done", cost))
 
 
 def vocabulary(folder: Path) -> int:

@@ -10,8 +10,10 @@ from experiments.bench_engine import (
     OURS,
     UNIT,
     Timed,
+    needs,
     report,
     table,
+    timed,
     typical,
     whole,
     with_queries,
@@ -60,6 +62,28 @@ def test_every_stage_runs_and_is_reported():
     assert all(x["peers"]["peer"]["ratio"] == 0.5 for x in found.values())
     verdicts = list(table("tiny", found, ["peer"]).columns[-1].cells)
     assert verdicts == ["peer is ahead"] * len(found)
+
+
+def test_what_a_stage_needs_is_done_as_well():
+    every = list(stages(JOB, data(JOB)))
+    for stage in every:
+        needed = needs(stage, ", rank 2")
+        assert [x for x in every if x in needed] == list(needed)
+        assert not needed or every.index(needed[-1]) < every.index(stage)
+    assert needs("eigenvalues", ", rank 2") == FITTING[:2]
+    assert needs("scan, per token, rank 2", ", rank 2") == (*FITTING, "query, rank 2")
+    assert needs("scan, per layer", ", rank 2") == (*FITTING, "query")
+
+
+@pytest.mark.slow
+def test_only_what_is_chosen_is_reported():
+    modules = {OURS: "experiments.contender_influence"}
+    done = []
+    found = timed(JOB, modules, 1, done.append, ["scan"])
+    assert done == [UNIT, *FITTING, "query", "scan"]
+    assert found[OURS].keys() == {UNIT, "query", "scan"}
+    with pytest.raises(ValueError, match="No stage is called scam. They are: forward"):
+        timed(JOB, modules, 1, done.append, ["scam"])
 
 
 def test_a_peer_s_scans_are_timed_without_its_queries():
