@@ -43,17 +43,18 @@ def stacked(each: Iterable[Any], queries: int, axes: Any = 0) -> Any:
 
     Args:
       each: the queries' arrays, one tree after another.
-      queries: how many there are.
+      queries: how many there are, one at least.
       axes: where axis `Q` goes, a number or a tree of them, as `vmap` has `out_axes`.
     """
-    found = None
-    for place, own in enumerate(each):
-        if found is None:
-            axes = tuple(jax.tree.leaves(jax.tree.broadcast(axes, own)))
-            found = _empty(axes, queries, own)
-        # Into its place at once: they may well be most of the memory, which all of
-        # them and a stack of them would take twice.
-        found = placed(axes, found, own, place)
+    each = iter(each)
+    one = next(each)
+    axes = tuple(jax.tree.leaves(jax.tree.broadcast(axes, one)))
+    found = placed(axes, _empty(axes, queries, one), one, 0)
+    del one
+    for place in range(1, queries):
+        # Into its place at once, and by no name: they may well be most of the memory,
+        # which all of them and a stack of them would take twice.
+        found = placed(axes, found, next(each), place)
     return found
 
 
@@ -66,7 +67,7 @@ def _empty(axes: tuple[int, ...], queries: int, one: Any) -> Any:
 
 
 @jax.jit(static_argnums=0, donate_argnums=1)
-def placed(axes: tuple[int, ...], found: Any, one: Any, place: Array) -> Any:
+def placed(axes: tuple[int, ...], found: Any, one: Any, place: int) -> Any:
     """Returns all queries' arrays with those of one in their place."""
 
     def put(q: int, x: Array, own: Array) -> Array:

@@ -6,7 +6,7 @@ where the inverse curvature only scales it. The first half of solving for it the
 program is what is kept: of queries of low rank no more than one is ever whole.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple, TypeGuard
 
@@ -106,22 +106,18 @@ def streamed(
     curvature = curvature.loaded()
     curvature.check_inverse(solver.inverse)
 
-    def each() -> Iterator[tuple[Any, ...]]:
-        for name, measurement in measurements.items():
-            measurement.check(name, params)
-            kept, absolute = _kept(
-                curvature.layers,
-                solver,
-                compress,
-                measurement,
-                params,
-                curvature.blocks,
-            )
-            check_sound(name, kept.value, absolute)
-            yield tuple(kept)
+    def kept(name: str, measurement: Likelihood) -> tuple[Any, ...]:
+        measurement.check(name, params)
+        found, absolute = _kept(
+            curvature.layers, solver, compress, measurement, params, curvature.blocks
+        )
+        check_sound(name, found.value, absolute)
+        return tuple(found)
 
+    # Nobody holds on to one while the next is made.
+    each = map(kept, measurements.keys(), measurements.values())
     behind = {x.name: len(x.stack) for x in curvature.layers}
-    return Kept(*stacked(each(), len(measurements), (0, 0, 0, 0, behind)))
+    return Kept(*stacked(each, len(measurements), (0, 0, 0, 0, behind)))
 
 
 @jax.jit(static_argnums=(0, 1, 2))
