@@ -137,7 +137,10 @@ def main(
     console = Console(width=120)
     stages = stages_in(timed)
     setting = prepared(reference, config, sequences, scored, steps)
-    rows = list(measure(setting))
+    rows, progress = [], Console(stderr=True, width=120)
+    for row in measure(setting):
+        progress.print(row, highlight=False)  # All of them take an hour.
+        rows.append(row)
     console.print(shown("fidelity", Row._fields, rows))
     context = SIZES[config]["context"]
     found = list(savings(rows, stages, context, sequences, len(setting.asked)))
