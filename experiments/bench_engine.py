@@ -118,15 +118,14 @@ def timed(
             for name, module in modules.items()
         }
         every = list(contenders[OURS].tokens)
-        low = f", rank {job.rank}"
-        asked = {query_of(x, low) for x in chosen if x.startswith("scan")}
-        wanted = {UNIT, *chosen, *asked} if chosen else set(every)
+        wanted = {UNIT, *chosen} if chosen else set(every)
         if unknown := wanted.difference(every):
             raise ValueError(
                 f"No stage is called {', '.join(sorted(unknown))}. They are: "
                 f"{', '.join(every)}."
             )
-        needed = {x for stage in wanted for x in needs(stage, low)}
+        needed = {x for stage in wanted for x in needs(stage, f", rank {job.rank}")}
+        wanted |= needed.difference(FITTING)
         for stage in (x for x in every if x in wanted | needed):
             say(stage)
             taking_part = {k: x for k, x in contenders.items() if stage in x.tokens}
@@ -135,7 +134,9 @@ def timed(
             for _ in range(repetitions if stage in wanted else 1):
                 for name, contender in taking_part.items():
                     costs[name].append(contender.work(stage))
-            for name, each in costs.items() if stage in wanted else ():
+            if stage not in wanted:
+                continue
+            for name, each in costs.items():
                 tokens = contenders[name].tokens[stage]
                 found[name][stage] = Timed(tokens, first[name], typical(each))
     return found

@@ -34,14 +34,14 @@ They have to be there together, where solving takes them layer by layer.
 
 
 class Kept(NamedTuple):
-    """What is kept of a query; of all of them, with an axis `Q` in front.
+    """What is kept of a query; of all of them, with an axis `Q`.
 
     Attributes:
       value: of the measurement.
       own: the gradient's product with its solution, over all layers.
       energy: the solution's square norm, as a compression weighs it.
       kept: and what is left of that.
-      forms: by layer, without or with `Q`.
+      forms: by layer, `Q` behind the stack.
     """
 
     value: Array
@@ -97,7 +97,7 @@ def streamed(
     solver: Eigenbasis,
     compress: Compress | None,
 ) -> Kept:
-    """Returns what is kept of every query, axis `Q` behind the stack in `forms`.
+    """Returns what is kept of every query.
 
     Raises:
       ValueError: if a measurement is not a finite number or does not depend on the

@@ -1,6 +1,6 @@
 """Scores are inner products with gradients, however they are contracted."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import pytest
 import influence
 from influence.attribution.forms import Dense, Factored, Plain, dense, factored
 from influence.attribution.measurements import contrast, mean
-from influence.attribution.scan import cheaper
+from influence.attribution.scan import _expanded, cheaper
 from influence.linalg.damping import Relative
 from influence.model.task import Empirical
 from influence.model.weight import matrix
@@ -150,6 +150,18 @@ def test_rankings_are_by_score():
     assert [x.score for x in first] == sorted(total.values.tolist(), reverse=True)
     assert [x.id for x in last] == [x.id for x in first][::-1]
     assert str(scores.top(2)).count("nats per added copy") == 3
+
+
+@pytest.mark.parametrize("queries", [1, 3, 4, 5, 10])
+def test_no_query_is_lost_where_groups_of_them_do_not_come_out_even(queries):
+    keys = jax.random.split(jax.random.key(queries), 4)
+    shapes = [(2, 7, 3), (2, 7, 5), (queries, 5, 2), (queries, 3, 2)]
+    draw = partial(jax.random.normal, dtype=jnp.float64)
+    a_BxTxI, g_BxTxO, left, right = map(draw, keys, shapes)
+    h_QxOxI = left @ right.mT
+    expected = jnp.einsum("bto,bti,qoi->bq", g_BxTxO, a_BxTxI, h_QxOxI)
+    found = _expanded(a_BxTxI, g_BxTxO, Factored(left, right))
+    np.testing.assert_allclose(found, expected, rtol=1e-10)  # order of sums
 
 
 def test_the_cheaper_form_is_chosen():
