@@ -39,6 +39,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -229,35 +230,39 @@ def asked(sketch: CountSketch, query: Query) -> Array:
             f"The query is of {len(query.layers)} layers and the sketch of "
             f"{len(sketch.layers)}, and they differ. Make both from one curvature."
         )
-    short = {}
+    starts = _starts(sketch.layers, sketch.scales)
+    kinds = (x.dtype for x in jax.tree.leaves((query.forms, sketch.scales)))
+    total_QxK = jnp.zeros((len(query.names), sketch.length), wide(*kinds))
     for x in sketch.layers:
         h = dense(query.forms[x.name]).h_QxOxI
-        short[x.name] = _short(
-            sketch.length,
-            len(x.stack),
-            sketch.outputs[x.name],
-            sketch.inputs[x.reads],
-            sketch.scales[x.name],
-            h,
-        )
-    return _together(sketch.layers, sketch.length, sketch.scales, short)
+        sides = sketch.outputs[x.name], sketch.inputs[x.reads], sketch.scales[x.name]
+        for place, start in starts[x.name].items():
+            own = jax.tree.map(itemgetter(place), sides)
+            total_QxK = _with(total_QxK, start, *own, h[place])
+    return mixed(total_QxK)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _short(
-    length: int,
-    stack: int,
+@partial(jax.jit, donate_argnums=0)
+def _with(
+    total_QxK: Array,
+    start: int,
     q_out: Coordinates,
     q_in: Coordinates,
     scale_OxI: Array,
     h_QxOxI: Array,
 ) -> Array:
-    """Returns a layer's queries, each of its matrices made short, `[*stack, Q, K]`."""
-    each = partial(turn, outputs=q_out, inputs=q_in)
-    turned_QxOxI = jax.vmap(each, in_axes=stack, out_axes=stack)(h_QxOxI)
+    """Returns vectors with those of one matrix added, from a place on.
+
+    Query by query: what is in between is larger than all there is to add.
+    """
     # Where there is no curvature to divide by there is nothing to multiply either.
     inverse_OxI = jnp.where(scale_OxI == 0, 0, 1 / scale_OxI)
-    return added(turned_QxOxI * jnp.expand_dims(inverse_OxI, stack), length)
+
+    def one(h_OxI: Array, total_K: Array) -> Array:
+        turned = turn(h_OxI, q_out, q_in) * inverse_OxI
+        return total_K + jnp.roll(added(turned, len(total_K)), start)
+
+    return jax.lax.map(lambda x: one(*x), (h_QxOxI, total_QxK))
 
 
 def added(x_OxI: Array, length: int) -> Array:
@@ -277,15 +282,29 @@ def _together(
     scales: Mapping[str, Array],
     short: Mapping[str, Array],
 ) -> Array:
-    """Returns the sum of all matrices' vectors, `[..., K]`, mixed.
+    """Returns the sum of all matrices' vectors, `[..., K]`, mixed."""
+    starts = _starts(layers, scales)
+    moved = [
+        jnp.roll(short[x.name][place], start, axis=-1)
+        for x in layers
+        for place, start in starts[x.name].items()
+    ]
+    return mixed(sum(moved[1:], moved[0]))
+
+
+def _starts(
+    layers: tuple[Layer, ...], scales: Mapping[str, Array]
+) -> dict[str, dict[tuple[int, ...], int]]:
+    """Returns where each matrix's vector begins, by layer and place in its stack.
 
     Each begins where the one before it ended, as if all coordinates stood in one row.
     """
-    moved, start = [], 0
+    found: dict[str, dict[tuple[int, ...], int]] = {x.name: {} for x in layers}
+    start = 0
     for x, place, _ in rows(layers):
-        moved.append(jnp.roll(short[x.name][place], start % length, axis=-1))
+        found[x.name][place] = start
         start += math.prod(scales[x.name].shape[-2:])
-    return mixed(jnp.stack(moved).sum(0))
+    return found
 
 
 def mixed(short: Array) -> Array:

@@ -36,8 +36,7 @@ class Kronecker(NamedTuple):
 
     def unrotate(self, v_OxI: Array) -> Array:
         """Returns `Q_S V Q_Aᵀ`."""
-        turned = jnp.matrix_transpose(self.inputs.out_of(v_OxI))
-        return jnp.matrix_transpose(self.outputs.out_of(turned))
+        return self.outputs.out_of(self.inputs.out_of(v_OxI), axis=-2)
 
     def factors(self, left_OxR: Array, right_IxR: Array) -> tuple[Array, Array]:
         """Returns `Q_S left` and `Q_A right`: of `left rightᵀ` turned back, factors."""

@@ -74,6 +74,16 @@ def test_leading_directions_and_what_is_left_have_the_products_of_vectors(
         )
 
 
+@pytest.mark.parametrize("stack", [(), (2,)])
+@pytest.mark.parametrize("lengths", [(7,), (4, 3), ()])
+def test_columns_have_the_coordinates_that_rows_have(stack, lengths):
+    whole = basis(stack, *lengths)
+    x = cases.normal(1, (*stack, 7, 5))
+    for turned in (whole.into, whole.out_of, whole.leading(3).into):
+        expected = turned(x.mT).mT
+        np.testing.assert_allclose(turned(x, axis=-2), expected, atol=ROUNDING)
+
+
 @pytest.mark.parametrize("inverse", [Relative(0.1), Absolute(1e-3)])
 def test_solve_inverts_the_damped_matrix(inverse):
     block = operator(2)
