@@ -230,7 +230,7 @@ def asked(sketch: CountSketch, query: Query) -> Array:
             f"The query is of {len(query.layers)} layers and the sketch of "
             f"{len(sketch.layers)}, and they differ. Make both from one curvature."
         )
-    starts = _starts(sketch.layers, sketch.scales)
+    starts = _starts(sketch.layers, sketch.length, sketch.scales)
     kinds = (x.dtype for x in jax.tree.leaves((query.forms, sketch.scales)))
     total_QxK = jnp.zeros((len(query.names), sketch.length), wide(*kinds))
     for x in sketch.layers:
@@ -283,7 +283,7 @@ def _together(
     short: Mapping[str, Array],
 ) -> Array:
     """Returns the sum of all matrices' vectors, `[..., K]`, mixed."""
-    starts = _starts(layers, scales)
+    starts = _starts(layers, length, scales)
     moved = [
         jnp.roll(short[x.name][place], start, axis=-1)
         for x in layers
@@ -293,17 +293,18 @@ def _together(
 
 
 def _starts(
-    layers: tuple[Layer, ...], scales: Mapping[str, Array]
+    layers: tuple[Layer, ...], length: int, scales: Mapping[str, Array]
 ) -> dict[str, dict[tuple[int, ...], int]]:
     """Returns where each matrix's vector begins, by layer and place in its stack.
 
-    Each begins where the one before it ended, as if all coordinates stood in one row.
+    Each begins where the one before it ended, as if all coordinates stood in one row,
+    `length` of which are one turn.
     """
     found: dict[str, dict[tuple[int, ...], int]] = {x.name: {} for x in layers}
     start = 0
     for x, place, _ in rows(layers):
         found[x.name][place] = start
-        start += math.prod(scales[x.name].shape[-2:])
+        start = (start + math.prod(scales[x.name].shape[-2:])) % length
     return found
 
 
