@@ -98,8 +98,8 @@ class Leading(NamedTuple):
 def turn(v_OxI: Array, outputs: Coordinates, inputs: Coordinates) -> Array:
     """Returns matrices with either side turned: `Q_Sᵀ V Q_A`, of orthonormal bases.
 
-    Neither product is of a transpose: as one of rows, the second takes XLA a fifth
-    longer on a CPU.
+    Neither product is of a transpose: as one of rows, the second takes XLA up to a
+    fifth longer on a CPU, and devices along a model exchange what is transposed.
     """
     return outputs.into(inputs.into(v_OxI), axis=-2)
 

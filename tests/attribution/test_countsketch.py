@@ -1,25 +1,29 @@
 """A sketch as long as gradients loses nothing; a shorter one is right on average."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from influence.attribution.countsketch import (
+    _with,
     asked,
     count_sketch,
     length_of,
     mixed,
     reader,
 )
+from influence.attribution.forms import Dense
 from influence.attribution.measurements import completions
 from influence.attribution.query import query
 from influence.attribution.scan import scan
 from influence.curvature.covariance import PerToken
 from influence.curvature.ekfac import fit
 from influence.curvature.solvers import Eigenbasis
-from influence.linalg.basis import turn
+from influence.linalg.basis import Basis, turn
 from influence.linalg.damping import Absolute, Relative
 from influence.model.task import LanguageModel
 from tests import cases
@@ -260,3 +264,39 @@ def test_signs_are_drawn_anew_by_another_seed():
     name = curvature.layers[0].name
     assert jax.numpy.array_equal(first.scales[name], again.scales[name])
     assert not jax.numpy.array_equal(first.scales[name], other.scales[name])
+
+
+def test_the_queries_of_a_matrix_are_made_short_one_at_a_time_and_in_place():
+    size, length = 64, 24
+    whole, one = Basis((jnp.eye(size),)), jnp.ones((size, size))
+
+    def temporary(queries):
+        total_QxK = jnp.zeros((queries, length))
+        h_QxOxI = jnp.broadcast_to(one, (queries, size, size))
+        program = _with.lower(total_QxK, 5, whole, whole, one, h_QxOxI).compile()
+        memory = program.memory_analysis()
+        assert memory is not None
+        assert memory.alias_size_in_bytes == total_QxK.nbytes
+        return memory.temp_size_in_bytes
+
+    # Less than one more matrix: what grows are their few numbers, `[Q, K]`.
+    assert temporary(32) - temporary(2) < one.nbytes
+
+
+def test_models_of_more_coordinates_than_32_bits_count_are_asked():
+    _, _, curvature, solved, _ = made("raw-loop")
+    x = curvature.layers[0]
+    layers = tuple(x._replace(name=name, reads=name) for name in ("a", "b"))
+    sketch = count_sketch(curvature, length=24)
+
+    def short(scale_OxI, h_QxOxI):
+        plain = {y.name: Basis(()) for y in layers}
+        scales = dict.fromkeys(plain, scale_OxI)
+        own = replace(sketch, layers=layers, inputs=plain, outputs=plain, scales=scales)
+        forms = {name: Dense(h_QxOxI) for name in plain}
+        return asked(own, replace(solved, layers=layers, forms=forms))
+
+    with jax.enable_x64(False):
+        one = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)
+        each = jax.ShapeDtypeStruct((2, *one.shape), jnp.float32)
+        assert jax.eval_shape(short, one, each).shape == (2, 24)
