@@ -16,7 +16,7 @@ from jax import Array
 import influence
 from experiments.contender import Data, Job, Stage, Stages
 from experiments.reference import GPT, Counted, examples
-from influence.attribution.countsketch import count_sketch, reader
+from influence.attribution.countsketch import reader
 from influence.attribution.forms import Compress, Plain
 from influence.attribution.measurements import Measurement, likelihoods
 from influence.curvature import covariance, eigenvalues, eigenvectors
@@ -27,13 +27,17 @@ from influence.model.examples import InMemory
 from influence.model.task import losses
 from influence.model.trace import select, trace
 from influence.runtime import formats
-from influence.runtime.lookup import encode, length_in
-from influence.runtime.run.indexing import PARTS
+from influence.runtime.coding import Bits, encode
+from influence.runtime.run.indexing import made_with
 from influence.runtime.run.options import Sides
 from influence.types import Batch, Params
 
-INDEXED = 16384
-"""Bytes a sequence of the index that is timed."""
+INDEXES: dict[str, tuple[Sides, int]] = {
+    "index": ("both", 16384),
+    "index, leading directions": ("leading", 16384),
+    "index, leading directions, a byte each": ("leading", 1 << 40),
+}
+"""The indexes that are timed: sides that are turned, and bytes a sequence at most."""
 
 
 def stages(job: Job, data: Data) -> Stages:
@@ -92,8 +96,10 @@ class Engine:
             "scan": self._over_data("scan", self.scan),
             "scan, per layer": self._over_data("scan", self.scan_layers),
             "scan, per token": self._over_data("tokens", self.scan_tokens, few),
-            "index": self._over_data("scan", self.index("both")),
-            "index, leading directions": self._over_data("scan", self.index("leading")),
+            **{
+                name: self._over_data("scan", self.index(*about))
+                for name, about in INDEXES.items()
+            },
             f"query{low}": Stage(
                 tokens,
                 lambda: self.query(asked, Plain(job.rank)),
@@ -175,22 +181,21 @@ class Engine:
         """Scores every sequence through every layer."""
         influence.scan(self.task, self.params, self.asking, batches)
 
-    def index(self, sides: Sides) -> Callable[[InMemory], None]:
+    def index(self, sides: Sides, size: int) -> Callable[[InMemory], None]:
         """Returns what makes a short vector of every sequence, as it is kept.
 
         What vectors are made with is made once, in the first round.
         """
 
         @cache
-        def made() -> Callable[[Batch], Array]:
-            length, part = length_in(INDEXED), PARTS[sides]
-            sketch = count_sketch(self.curvature, length=length, part=part)
-            return reader(self.task, self.params, sketch)
+        def made() -> tuple[Callable[[Batch], Array], Bits]:
+            sketch, bits = made_with(self.curvature, size, self.job.damping, sides)
+            return reader(self.task, self.params, sketch), bits
 
         def work(batches: InMemory) -> None:
-            read = made()
+            read, bits = made()
             for batch in batches:
-                encode(np.asarray(read(batch))[batch.real_B])
+                encode(np.asarray(read(batch))[batch.real_B], bits)
 
         return work
 

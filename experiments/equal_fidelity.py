@@ -13,15 +13,16 @@ Of the medium model, which `DIR` has no weights of, some steps of training come 
 
 What it saves is put together from the stages that `experiments.bench_engine` timed on a
 machine (`--timed experiments/results/bench_engine_*.json`), ours and kronfluence's, for
-the sequences and queries asked for. kronfluence is given the same subsampling in a row
-of its own; it has no index.
+the sequences and queries asked for; what an index takes is timed here. kronfluence is
+given the same subsampling in a row of its own; it has no index.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -41,23 +42,35 @@ from influence.curvature.operator import Curvature
 from influence.model import train
 from influence.model.examples import Examples
 from influence.model.train import Order, Recipe
+from influence.runtime.coding import Codes, encode
 from influence.runtime.driver import Driver
-from influence.runtime.lookup import Codes, Hits, encode, flat, length_in
-from influence.runtime.run.indexing import PARTS
+from influence.runtime.lookup import Hits, flat
+from influence.runtime.run.indexing import Made, made_with
 from influence.runtime.run.options import Sides
-from influence.types import Params
+from influence.types import Batch, Params
 
 ENOUGH = 0.99
 """Spearman's correlation, averaged over queries, from which a ranking is the same."""
 
-FEWER = (2, 4, 8, 10, 12, 16, 32)
+FEWER = (2, 4, 8, 10, 12, 14, 16, 32)
 """One of so many sequences is fitted to."""
 
-BYTES = (16384, 65536, 262144)
-"""Of an index, a sequence."""
+EVERY = 1 << 40
+"""Bytes that have room for every coordinate."""
 
-INDEXING: dict[Sides, str] = {"both": "index", "leading": "index, leading directions"}
-"""What `bench_engine` calls that, by the sides that are turned."""
+INDEXES: tuple[tuple[Sides, int], ...] = (
+    ("both", 16384),
+    ("both", 65536),
+    ("both", 262144),
+    ("leading", 16384),
+    ("leading", 65536),
+    ("leading", 262144),
+    ("leading", EVERY),
+)
+"""What is indexed: the sides that are turned, and bytes a sequence at most."""
+
+OF_LESS = INDEXES[-2:]
+"""With curvature fitted to less."""
 
 PEER = "kronfluence"
 
@@ -84,6 +97,7 @@ class Row(NamedTuple):
       sides: of matrices that are turned for it.
       spearman: with the full fit's exact scores, averaged over queries.
       least: that of the query with the lowest.
+      indexing: processor seconds to choose directions and index all sequences.
       lookup: processor seconds to make all queries short and look them up, in an index.
     """
 
@@ -92,6 +106,7 @@ class Row(NamedTuple):
     sides: Sides | None
     spearman: float
     least: float
+    indexing: float = 0.0
     lookup: float = 0.0
 
 
@@ -175,9 +190,7 @@ def stages_in(timed: Path) -> dict[str, Any]:
             "experiments.bench_engine --peers --json there."
         )
     stages = json.loads(timed.read_text())["stages"]
-    missing = [
-        x for x in (*FITTING, "query", "scan", *INDEXING.values()) if x not in stages
-    ]
+    missing = [x for x in (*FITTING, "query", "scan") if x not in stages]
     if missing or PEER not in stages["scan"]["peers"]:
         raise ValueError(
             f"{timed} does not say what {', '.join(missing) or PEER} takes. Make it "
@@ -244,7 +257,7 @@ def savings(
             yield Saving(who, count, None, None, fit + answer, fit + 2 * answer)
     for x in good:
         if x.sides is not None:
-            first = rates.fit(x.fitted) + rates.took(INDEXING[x.sides], train)
+            first = rates.fit(x.fitted) + x.indexing
             answer = rates.took("query", asked) + x.lookup
             one, two = first + answer, first + 2 * answer
             yield Saving(OURS, x.fitted, x.bytes, x.sides, one, two)
@@ -297,16 +310,12 @@ def trained(task: Counted, params: Any, rows: Examples, steps: int) -> Any:
 
 
 def measure(of: Setting) -> Iterator[Row]:
-    """Yields how well every way does.
-
-    With curvature fitted to less, indexes are as long as the longest.
-    """
+    """Yields how well every way does."""
     n = len(of.train)
     solved = asked(of, n)
     exact_QxN = scored(of, solved[1])
-    for sides in get_args(Sides):
-        for size in BYTES:
-            yield indexed(of, solved, exact_QxN, size, sides)
+    for index in INDEXES:
+        yield indexed(of, solved, exact_QxN, *index)
     for part in FEWER:
         solved = asked(of, n // part)
         like = alike(scored(of, solved[1]), exact_QxN)
@@ -314,8 +323,8 @@ def measure(of: Setting) -> Iterator[Row]:
         yield exact
         if exact.spearman < ENOUGH:
             break
-        for sides in get_args(Sides):
-            yield indexed(of, solved, exact_QxN, BYTES[-1], sides)
+        for index in OF_LESS:
+            yield indexed(of, solved, exact_QxN, *index)
 
 
 def spread(rows: Examples, count: int) -> Examples:
@@ -345,36 +354,54 @@ def indexed(
     of: Setting,
     solved: tuple[Curvature, Query],
     exact_QxN: np.ndarray,
-    size: int,
     sides: Sides,
+    size: int,
 ) -> Row:
-    """Returns how well an index of so many bytes a sequence does by itself."""
+    """Returns how well an index of so many bytes a sequence does by itself.
+
+    What is timed is done before, a little of it, so that compiling is not counted.
+    """
     curvature, query = solved
-    sketch = countsketch.count_sketch(
-        curvature,
-        length=length_in(size),
-        inverse=influence.Relative(of.damping),
-        part=PARTS[sides],
-    )
-    read = countsketch.reader(of.task, of.params, sketch)
-    rows = [encode(np.asarray(read(x))[x.real_B]) for x in of.scored.batches(of.batch)]
-    codes = Codes(np.concatenate(rows))
-    find = flat(codes)
+    batches = list(of.scored.batches(of.batch))
+    made: list[Made] = []
+    rows: list[np.ndarray] = []
     short: list[np.ndarray] = []
     found: list[Hits] = []
 
-    def ask() -> None:
-        short.append(-np.asarray(countsketch.asked(sketch, query), np.float32))
+    def choose() -> None:
+        made.append(made_with(curvature, size, of.damping, sides))
+        jax.block_until_ready(made[-1].sketch.scales)
 
-    ask()  # Compiles, once for a model.
+    def read(batches: Sequence[Batch]) -> None:
+        sketch, bits = made[-1]
+        one = countsketch.reader(of.task, of.params, sketch)
+        rows.extend(encode(np.asarray(one(x))[x.real_B], bits) for x in batches)
+
+    def ask() -> None:
+        short.append(-np.asarray(countsketch.asked(made[-1].sketch, query), np.float32))
+
+    choose()
+    choice = measured(choose)
+    read(batches[:1])
+    rows.clear()
+    reading = measured(lambda: read(batches))
+    codes = Codes(np.concatenate(rows), made[-1].bits)
+    find = flat(codes)
+    ask()
     asking = measured(ask)
     cost = measured(lambda: found.append(find(short[-1], len(codes))))
     guess_QxN = np.empty_like(exact_QxN)
     np.put_along_axis(guess_QxN, found[0].places, found[0].products, axis=1)
-    # Flat: a look-up takes as long as there are sequences.
-    seconds = asking.cpu_seconds + cost.cpu_seconds * len(of.train) / len(codes)
-    like = alike(guess_QxN, exact_QxN)
-    return Row(curvature.sequences, size, sides, *like, seconds)
+    # Every sequence takes as long as any other, to be read and to be compared with.
+    more = len(of.train) / len(codes)
+    return Row(
+        curvature.sequences,
+        codes.rows.shape[1],
+        sides,
+        *alike(guess_QxN, exact_QxN),
+        choice.cpu_seconds + more * reading.cpu_seconds,
+        asking.cpu_seconds + more * cost.cpu_seconds,
+    )
 
 
 def alike(found_QxN: np.ndarray, exact_QxN: np.ndarray) -> tuple[float, float]:

@@ -33,7 +33,8 @@ from influence.model.train import Recipe
 from influence.model.transformer import Apply
 from influence.runtime import formats
 from influence.runtime.allocator import keep_memory
-from influence.runtime.lookup import KINDS, Codes, Lookup
+from influence.runtime.coding import Codes
+from influence.runtime.lookup import KINDS, Lookup
 from influence.runtime.models import given
 from influence.runtime.run.asking import query
 from influence.runtime.run.fitting import curvature_of, fit
@@ -43,7 +44,7 @@ from influence.runtime.run.indexing import (
     codes_of,
     index,
     lookup_at,
-    sketch_of,
+    noted,
 )
 from influence.runtime.run.job import MODEL, Job, Models, opened_job
 from influence.runtime.run.ledger import opened
@@ -156,7 +157,7 @@ def ours(folder: Path, own: Models, job: Job, scores_QxN: np.ndarray) -> Iterato
             way = Index(folder, size=size, kind=kind, sides=sides, batch=BATCH)
             index(way, Console(), own)
             entry = opened(folder).stages["index of texts"]
-            sketched = sketch_of(entry, curvature)
+            sketched = noted(entry, curvature).sketch
             v_QxK = -np.asarray(countsketch.asked(sketched, solved), np.float32)
             codes = codes_of(job, "texts")
             path = folder / lookup_at("texts", kind)

@@ -22,7 +22,6 @@ from experiments.bench_engine import (
 from experiments.contender import Cost, Job, data, measured
 from experiments.contender_influence import stages
 from experiments.equal_fidelity import (
-    INDEXING,
     PEER,
     Row,
     Saving,
@@ -123,13 +122,11 @@ def test_what_fewer_sequences_and_an_index_save():
     ours = {"covariance": 10.0, "eigenvalues": 5.0, "query": 2.0, "scan": 10.0}
     stages = {k: at(x, peers={PEER: at(x / 2)}) for k, x in ours.items()}
     stages["eigendecomposition"] = {**decomposed, "peers": {PEER: decomposed}}
-    stages["index"] = at(4.0, peers={})
-    stages["index, leading directions"] = at(8.0, peers={})
     rows = [
-        Row(100, 8, "both", 0.995, 0.9, lookup=0.25),
+        Row(100, 8, "both", 0.995, 0.9, indexing=50.0, lookup=0.25),
         Row(50, None, None, 0.999, 0.9),
-        Row(50, 8, "both", 0.991, 0.9, lookup=0.25),
-        Row(50, 8, "leading", 0.991, 0.9, lookup=0.25),
+        Row(50, 8, "both", 0.991, 0.9, indexing=50.0, lookup=0.25),
+        Row(50, 8, "leading", 0.991, 0.9, indexing=25.0, lookup=0.25),
         Row(25, None, None, 0.5, 0.1),
     ]
     found = list(savings(rows, stages, context=2, train=100, asked=3))
@@ -149,13 +146,13 @@ def test_stages_that_were_not_timed_are_said_before_anything_is_measured(tmp_pat
     path = tmp_path / "timed.json"
     with pytest.raises(FileNotFoundError, match="which says what stages take"):
         stages_in(path)
-    names = (*FITTING, "query", "scan", *INDEXING.values())
+    names = (*FITTING, "query", "scan")
     stages = {x: {"peers": {PEER: {}}} for x in names}
     path.write_text(json.dumps({"stages": stages}))
     assert stages_in(path) == stages
-    lacking = {k: x for k, x in stages.items() if k != "index, leading directions"}
+    lacking = {k: x for k, x in stages.items() if k != "eigenvalues"}
     path.write_text(json.dumps({"stages": lacking}))
-    with pytest.raises(ValueError, match="what index, leading directions takes"):
+    with pytest.raises(ValueError, match="what eigenvalues takes"):
         stages_in(path)
     path.write_text(json.dumps({"stages": {**stages, "scan": {"peers": {}}}}))
     with pytest.raises(ValueError, match=f"what {PEER} takes"):

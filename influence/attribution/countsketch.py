@@ -22,9 +22,11 @@ coordinate, for
 
     u = w ⊙ DW,   v = h / w,   w = (diag C⁻¹ / diag C)^¼
 
-which is `(Λ + λ)^-½` in the eigenbasis. Where of longer sides only the directions of
-most variance are taken apart, and the rest stays as it is, the product is a little
-larger, and a sketch has to be longer by as much for the same error.
+which is `(Λ + λ)^-½` in the eigenbasis. Along the leading directions of either side
+(`influence.curvature.leading`) what is left of vectors stays as it is: `E|v|² E|u|²` is
+larger, and a sketch has to be longer by as much for the same error, but where it has
+room for every coordinate. What those directions leave out is missing whatever the
+length.
 
 An index keeps the signs of these numbers, which say most where they are normally
 distributed, as sums of many are. Sums of few coordinates are heavy-tailed: so in long
@@ -36,7 +38,7 @@ exactly.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -48,18 +50,22 @@ from jax import Array
 
 from influence.attribution.forms import dense
 from influence.attribution.query import Query
-from influence.curvature.coordinates import grouped, rotated, turned
+from influence.curvature.coordinates import grouped
+from influence.curvature.leading import (
+    Directions,
+    of_matrix,
+    of_positions,
+    variances,
+    whole,
+)
 from influence.curvature.operator import Curvature
-from influence.linalg.basis import Basis, Coordinates, Leading, turn
-from influence.linalg.contract import contract, multiply, wide
+from influence.linalg.basis import Basis
+from influence.linalg.contract import contract, wide
 from influence.linalg.damping import Inverse, Relative
 from influence.linalg.kronecker import Kronecker
 from influence.model.reading import Reading, by_layer
 from influence.model.task import Empirical, Task, read_loss
 from influence.types import Batch, Layer, Params, rows
-
-LONGER = 2
-"""A side is longer if it is so many times as long as the other."""
 
 MIXED = 64
 """So many sums are mixed with one another; a power of two."""
@@ -74,17 +80,14 @@ class CountSketch:
 
     Attributes:
       layers: the layers covered.
-      inputs: coordinates of the input sides, by the layers' `reads`.
-      outputs: those of the output sides, by layer.
-      scales: `± w`, one for each pair of coordinates, `[*stack, O, I]` where both sides
-        are turned, by layer.
+      directions: those that gradients are multiplied with.
+      scales: `± w`, one for each coordinate, `[*stack, C]`, by layer.
       length: `K`.
       about: in words.
     """
 
     layers: tuple[Layer, ...]
-    inputs: Mapping[str, Coordinates]
-    outputs: Mapping[str, Coordinates]
+    directions: Directions
     scales: Mapping[str, Array]
     length: int
     about: str
@@ -93,102 +96,64 @@ class CountSketch:
 def count_sketch(
     curvature: Curvature,
     *,
-    length: int,
+    length: int | None = None,
     inverse: Inverse = Relative(),
     seed: int = 0,
-    part: int | None = None,
+    directions: Directions | None = None,
 ) -> CountSketch:
     """Returns what brings gradients down to `length` numbers.
 
     Args:
       curvature: whose eigenbasis and eigenvalues are used.
-      length: `K`. As long as there are coordinates, or longer, nothing is lost. A
-        number with no large factor in common with the layers' sizes is best: rows of a
-        matrix that were all added up in place would err together.
+      length: `K`. As long as there are coordinates, or longer, nothing is lost; a
+        little longer if None, so that numbers can be mixed. A number with no large
+        factor in common with the layers' sizes is best: rows of a matrix that were all
+        added up in place would err together.
       inverse: of the damped curvature; queries may be solved with another.
       seed: of the signs.
-      part: of sides that are twice as long as the other, or longer, one of so many
-        eigenvectors is used, the leading ones: a sequence is read in less time, and the
-        sketch errs a little more. If None, all are.
+      directions: leading eigenvectors of the curvature's; all of them if None.
 
     Raises:
-      ValueError: if the damped curvature of a layer has no inverse, or the length or
-        the part is less than 1.
+      ValueError: if the damped curvature of a layer has no inverse, or the length is
+        less than 1.
 
     Example:
       >>> from influence.attribution.countsketch import count_sketch
       >>> short = count_sketch(curvature, length=24)
       >>> short.scales["block.mlp.up"].shape
-      (16, 8)
+      (128,)
     """
-    if length < 1:
+    if length is not None and length < 1:
         raise ValueError(f"A sketch has 1 number at least, not {length}.")
-    if part is not None and part < 1:
-        raise ValueError(f"One of {part} eigenvectors is none. Take one of 1 or more.")
     curvature.check_inverse(inverse)
     keys = jax.random.split(jax.random.key(seed), len(curvature.layers))
-    long_in, long_out = _longer(curvature.layers)
-    inputs: dict[str, Coordinates] = {}
-    outputs: dict[str, Coordinates] = {}
+    taken = whole(curvature) if directions is None else directions
     scales = {}
     for x, key in zip(curvature.layers, keys, strict=True):
         block = curvature.blocks[x.name]
-        q_in, q_out = block.inputs, block.outputs
-        if part is not None:
-            q_in = q_in.leading(part) if x.reads in long_in else q_in
-            q_out = q_out.leading(part) if x.name in long_out else q_out
-        inputs.setdefault(x.reads, q_in)
-        outputs[x.name] = q_out
-        inverted_OxI = inverse(block.lam_OxI)
-        scales[x.name] = _signed(key, _weights(block, q_out, q_in, inverted_OxI))
-    turned = "" if part is None else f", of longer sides 1/{part} of the eigenvectors"
-    about = f"count sketch of {length}{turned}, damping {inverse}, seed {seed}"
-    return CountSketch(curvature.layers, inputs, outputs, scales, length, about)
+        w_C = _weights(block, taken.of(x), inverse(block.lam_OxI))
+        scales[x.name] = jax.random.rademacher(key, w_C.shape, w_C.dtype) * w_C
+    if length is None:
+        length = room(taken, curvature.layers)
+    about = f"count sketch of {length}, damping {inverse}, seed {seed}"
+    if directions is not None:
+        about += ", leading directions"
+    return CountSketch(curvature.layers, taken, scales, length, about)
 
 
-def _longer(layers: tuple[Layer, ...]) -> tuple[set[str], set[str]]:
-    """Returns which sides are longer: inputs, by `reads`, and outputs, by layer.
-
-    An input that several layers read is for all of them or for none.
-    """
-    read = {x.reads for x in layers if x.columns < LONGER * x.outputs}
-    outputs = {x.name for x in layers if x.outputs >= LONGER * x.columns}
-    return {x.reads for x in layers} - read, outputs
+def room(directions: Directions, layers: tuple[Layer, ...]) -> int:
+    """Returns how long vectors with room for every coordinate are, to be mixed."""
+    return MIXED * -(-directions.count(layers) // MIXED)
 
 
 @jax.jit
-def _weights(
-    block: Kronecker, q_out: Coordinates, q_in: Coordinates, inverted_OxI: Array
-) -> Array:
+def _weights(block: Kronecker, own: tuple[Basis, Basis], inverted_OxI: Array) -> Array:
     """Returns `w`, given the damped inverse in the whole eigenbasis."""
-
-    def variances(eigen_OxI: Array) -> Array:
-        by_input = _variances(block.inputs, q_in, eigen_OxI).mT
-        return _variances(block.outputs, q_out, by_input).mT
-
-    gradients = variances(jnp.where(inverted_OxI == 0, 0, 1 / inverted_OxI))
-    queries = variances(inverted_OxI)
+    every = block.outputs, block.inputs
+    damped_OxI = jnp.where(inverted_OxI == 0, 0, 1 / inverted_OxI)
+    gradients = variances(own, every, damped_OxI)
+    queries = variances(own, every, inverted_OxI)
     return jnp.where(gradients == 0, 0, jnp.sqrt(jnp.sqrt(queries / gradients)))
-
-
-def _variances(basis: Basis, coordinates: Coordinates, along: Array) -> Array:
-    """Returns the variances of coordinates, from those along a basis, on the last axis.
-
-    Leading directions keep theirs. What is left of a vector is made of the others.
-    """
-    if not isinstance(coordinates, Leading) or not basis.blocks:
-        return along
-    found, start = [], 0
-    for q, u in zip(basis.blocks, coordinates.blocks, strict=True):
-        lam, rest = along[..., start:], q.shape[-1] - u.shape[-1]
-        left = multiply(lam[..., :rest], jnp.square(q[..., :rest]).mT)
-        found += [lam[..., rest : q.shape[-1]], left]
-        start += q.shape[-1]
-    return jnp.concatenate(found, axis=-1)
-
-
-def _signed(key: Array, w_OxI: Array) -> Array:
-    return jax.random.rademacher(key, w_OxI.shape, w_OxI.dtype) * w_OxI
 
 
 def reader(task: Task, params: Params, sketch: CountSketch) -> Callable[[Batch], Array]:
@@ -206,7 +171,7 @@ def reader(task: Task, params: Params, sketch: CountSketch) -> Callable[[Batch],
     given = {
         reads: (*sides, {name: sketch.scales[name] for name in sides[1]})
         for reads, sides in grouped(
-            sketch.layers, sketch.inputs, sketch.outputs
+            sketch.layers, sketch.directions.inputs, sketch.directions.outputs
         ).items()
     }
     return partial(_read, task, sketch.layers, sketch.length, params, given)
@@ -230,82 +195,84 @@ def asked(sketch: CountSketch, query: Query) -> Array:
             f"The query is of {len(query.layers)} layers and the sketch of "
             f"{len(sketch.layers)}, and they differ. Make both from one curvature."
         )
-    starts = _starts(sketch.layers, sketch.length, sketch.scales)
-    kinds = (x.dtype for x in jax.tree.leaves((query.forms, sketch.scales)))
-    total_QxK = jnp.zeros((len(query.names), sketch.length), wide(*kinds))
-    for x in sketch.layers:
-        h = dense(query.forms[x.name]).h_QxOxI
-        sides = sketch.outputs[x.name], sketch.inputs[x.reads], sketch.scales[x.name]
-        for place, start in starts[x.name].items():
-            own = jax.tree.map(itemgetter(place), sides)
-            total_QxK = _with(total_QxK, start, *own, h[place])
-    return mixed(total_QxK)
+    places, found = rows(sketch.layers), {}
+    for layer in sketch.layers:
+        h = dense(query.forms[layer.name]).h_QxOxI
+        given = *sketch.directions.of(layer), sketch.scales[layer.name]
+        for place in (place for x, place, _ in places if x == layer):
+            own = jax.tree.map(itemgetter(place), given)
+            found[layer.name, place] = _short(sketch.length, *own, h[place])
+    pieces = [found[x.name, place] for x, place, _ in places]
+    return _together(sketch.length, _sizes(sketch.layers, sketch.scales), pieces)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _with(
-    total_QxK: Array,
-    start: int,
-    q_out: Coordinates,
-    q_in: Coordinates,
-    scale_OxI: Array,
-    h_QxOxI: Array,
-) -> Array:
-    """Returns vectors with those of one matrix added, from a place on.
+@partial(jax.jit, static_argnums=0)
+def _short(length: int, u: Basis, v: Basis, scale_C: Array, h_QxOxI: Array) -> Array:
+    """Returns one matrix's part in queries' vectors.
 
-    Query by query: what is in between is larger than all there is to add.
+    Query by query: what is in between is larger than what comes of it.
     """
     # Where there is no curvature to divide by there is nothing to multiply either.
-    inverse_OxI = jnp.where(scale_OxI == 0, 0, 1 / scale_OxI)
+    inverse_C = jnp.where(scale_C == 0, 0, 1 / scale_C)
 
-    def one(h_OxI: Array, total_K: Array) -> Array:
-        turned = turn(h_OxI, q_out, q_in) * inverse_OxI
-        return total_K + jnp.roll(added(turned, len(total_K)), start)
+    def one(h_OxI: Array) -> Array:
+        return added(of_matrix(h_OxI, u, v) * inverse_C, length)
 
-    return jax.lax.map(lambda x: one(*x), (h_QxOxI, total_QxK))
-
-
-def added(x_OxI: Array, length: int) -> Array:
-    """Returns matrices as vectors whose entries `length` apart are added up.
-
-    `[..., O, I]` becomes `[..., K]`.
-    """
-    flat = x_OxI.reshape(*x_OxI.shape[:-2], -1)
-    short = -flat.shape[-1] % length
-    padded = jnp.pad(flat, [(0, 0)] * (flat.ndim - 1) + [(0, short)])
-    return padded.reshape(*flat.shape[:-1], -1, length).sum(-2)
+    return jax.lax.map(one, h_QxOxI)
 
 
-def _together(
-    layers: tuple[Layer, ...],
-    length: int,
-    scales: Mapping[str, Array],
-    short: Mapping[str, Array],
-) -> Array:
-    """Returns the sum of all matrices' vectors, `[..., K]`, mixed."""
-    starts = _starts(layers, length, scales)
-    moved = [
-        jnp.roll(short[x.name][place], start, axis=-1)
-        for x in layers
-        for place, start in starts[x.name].items()
-    ]
-    return mixed(sum(moved[1:], moved[0]))
+def added(x_C: Array, length: int) -> Array:
+    """Returns longer vectors `[..., C]` with entries `length` apart added up."""
+    if x_C.shape[-1] <= length:
+        return x_C
+    even = filled(x_C, length * -(-x_C.shape[-1] // length))
+    return even.reshape(*x_C.shape[:-1], -1, length).sum(-2)
 
 
-def _starts(
-    layers: tuple[Layer, ...], length: int, scales: Mapping[str, Array]
-) -> dict[str, dict[tuple[int, ...], int]]:
-    """Returns where each matrix's vector begins, by layer and place in its stack.
+def filled(x_C: Array, length: int) -> Array:
+    """Returns vectors with zeros behind, up to a length."""
+    return jnp.pad(x_C, [(0, 0)] * (x_C.ndim - 1) + [(0, length - x_C.shape[-1])])
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _together(length: int, sizes: tuple[int, ...], pieces: Sequence[Array]) -> Array:
+    """Returns the sum of all matrices' vectors, `[..., K]`, mixed.
 
     Each begins where the one before it ended, as if all coordinates stood in one row,
-    `length` of which are one turn.
+    `length` of which are one turn. Those that are shorter than a turn are put in a row
+    before they are moved: on a CPU moving vectors takes as long as half of all that is
+    done to a gradient.
+
+    Args:
+      length: `K`.
+      sizes: how many coordinates each matrix has.
+      pieces: its vector, `[..., min(C, K)]`.
     """
-    found: dict[str, dict[tuple[int, ...], int]] = {x.name: {} for x in layers}
-    start = 0
-    for x, place, _ in rows(layers):
-        found[x.name][place] = start
-        start = (start + math.prod(scales[x.name].shape[-2:])) % length
-    return found
+    found: list[Array] = []
+    row: list[Array] = []
+    start = begun = 0
+
+    def end() -> None:
+        if row:
+            one = filled(added(jnp.concatenate(row, axis=-1), length), length)
+            found.append(jnp.roll(one, begun, axis=-1))
+            row.clear()
+
+    for size, piece in zip(sizes, pieces, strict=True):
+        if size < length:
+            begun = begun if row else start
+            row.append(piece)
+        else:
+            end()
+            found.append(jnp.roll(piece, start, axis=-1))
+        start = (start + size) % length
+    end()
+    return mixed(sum(found[1:], found[0]))
+
+
+def _sizes(layers: tuple[Layer, ...], scales: Mapping[str, Array]) -> tuple[int, ...]:
+    """Returns how many coordinates every matrix has, in the order of `rows`."""
+    return tuple(scales[x.name].shape[-1] for x, *_ in rows(layers))
 
 
 def mixed(short: Array) -> Array:
@@ -332,8 +299,8 @@ def _at(
 ) -> dict[str, Array]:
     """Returns each example's vector, `[B, K]`, by layer."""
     del counted
-    q_in, q_outs, scales = given
-    found = rotated(a_BxTxI, gs, q_in, q_outs)
+    v, us, scales = given
+    found = of_positions(a_BxTxI, gs, v, us)
     return {k: added(d * scales[k][None], length) for k, d in found.items()}
 
 
@@ -342,8 +309,8 @@ def _of(
 ) -> dict[str, Array]:
     """Returns the same from each example's gradient, `[B, O, I]`."""
     del counted
-    q_in, q_outs, scales = given
-    found = turned(ds, q_in, q_outs)
+    v, us, scales = given
+    found = {k: of_matrix(d, us[k], v) for k, d in ds.items()}
     return {k: added(d * scales[k][None], length) for k, d in found.items()}
 
 
@@ -361,7 +328,8 @@ def _read(
         read_loss(task, layers, reading, Empirical(), params, batch, given)
     )
     scales = {k: x for *_, own in given.values() for k, x in own.items()}
-    total = _together(layers, length, scales, found)
+    pieces = [found[x.name][place] for x, place, _ in rows(layers)]
+    total = _together(length, _sizes(layers, scales), pieces)
     return total.astype(wide(total.dtype))
 
 

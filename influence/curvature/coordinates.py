@@ -10,7 +10,7 @@ from typing import Any
 from jax import Array
 
 from influence.linalg import count
-from influence.linalg.basis import Coordinates, turn
+from influence.linalg.basis import Basis, turn
 from influence.linalg.contract import contract
 from influence.model.reading import Reading
 from influence.types import Layer
@@ -18,9 +18,9 @@ from influence.types import Layer
 
 def grouped(
     layers: Sequence[Layer],
-    inputs: Mapping[str, Coordinates],
-    outputs: Mapping[str, Coordinates],
-) -> dict[str, tuple[Coordinates, dict[str, Coordinates]]]:
+    inputs: Mapping[str, Basis],
+    outputs: Mapping[str, Basis],
+) -> dict[str, tuple[Basis, dict[str, Basis]]]:
     """Returns what `rotated` is given, by the layers' `reads`.
 
     Args:
@@ -28,7 +28,7 @@ def grouped(
       inputs: bases of the input sides, by the layers' `reads`.
       outputs: those of the output sides, by layer.
     """
-    found: dict[str, tuple[Coordinates, dict[str, Coordinates]]] = {}
+    found: dict[str, tuple[Basis, dict[str, Basis]]] = {}
     for x in layers:
         _, own = found.setdefault(x.reads, (inputs[x.reads], {}))
         own[x.name] = outputs[x.name]
@@ -38,8 +38,8 @@ def grouped(
 def rotated(
     a_BxTxI: Array,
     gs: Mapping[str, Array],
-    q_in: Coordinates,
-    q_outs: Mapping[str, Coordinates],
+    q_in: Basis,
+    q_outs: Mapping[str, Basis],
 ) -> dict[str, Array]:
     """Returns each example's gradient in the eigenbasis, `[B, O, I]`, by layer.
 
@@ -58,14 +58,14 @@ def rotated(
 
 
 def turned(
-    ds: Mapping[str, Array], q_in: Coordinates, q_outs: Mapping[str, Coordinates]
+    ds: Mapping[str, Array], q_in: Basis, q_outs: Mapping[str, Basis]
 ) -> dict[str, Array]:
     """Returns gradients `[B, O, I]` in the eigenbasis."""
     return {k: turn(d, q_outs[k], q_in) for k, d in ds.items()}
 
 
 def _positions_first(
-    a: Sequence[int], g: Sequence[int], q_in: Coordinates, q_out: Coordinates
+    a: Sequence[int], g: Sequence[int], q_in: Basis, q_out: Basis
 ) -> bool:
     """Returns whether rotating every position takes fewer multiplications."""
     each = count.turned_positions(a[1], q_out.work, q_in.work)

@@ -1,15 +1,14 @@
-"""Coordinates for one side of a layer's matrices, in which products are what they were.
+"""Coordinates for one side of a layer's matrices.
 
 Eigenvectors of a covariance, of blocks along its diagonal (Grosse et al. 2023, appendix
 A: the factors' memory shrinks by the number of blocks), or none at all: the standard
 basis, for sides too long for a covariance and for sides whose covariance is diagonal.
-Or, in a fraction of the time, eigenvectors of most variance alone, and beside them what
-is left of a vector without these.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,80 +22,52 @@ Axis = Literal[-1, -2]
 """Which axis vectors are along: the rows of a matrix, or its columns."""
 
 
-class Coordinates(Protocol):
-    """Coordinates for vectors."""
-
-    def into(self, x: Array, axis: Axis = -1) -> Array:
-        """Returns the coordinates of vectors along one of the last two axes."""
-        ...
-
-    @property
-    def work(self) -> int:
-        """Returns the multiplications of turning one vector."""
-        ...
-
-
 class Basis(NamedTuple):
-    """An orthogonal matrix `Q`, block by block along its diagonal.
+    """A matrix `Q` of orthonormal columns, block by block along its diagonal.
 
     Attributes:
-      blocks: eigenvectors, in columns; `()` for the standard basis.
+      blocks: eigenvectors, in columns, those of most variance last; `()` for the
+        standard basis.
     """
 
     blocks: tuple[Array, ...]
 
     def into(self, x: Array, axis: Axis = -1) -> Array:
         """Returns the coordinates `Qᵀ x` of vectors along one of the last two axes."""
-        return _each_block(_onto, x, self.blocks, axis)
+        return _each_block(x, self.blocks, axis)
 
     def out_of(self, x: Array, axis: Axis = -1) -> Array:
         """Returns the vectors `Q x` with coordinates along one of the last two axes."""
-        return _each_block(_onto, x, [q.mT for q in self.blocks], axis)
+        return _each_block(x, [q.mT for q in self.blocks], axis)
 
     @property
     def work(self) -> int:
         """Returns the multiplications of turning one vector."""
-        return count.turn(q.shape[-1] for q in self.blocks)
+        return count.onto(q.shape[-2:] for q in self.blocks)
 
-    def leading(self, part: int) -> "Leading":
-        """Returns the directions of most variance, one of `part` or a few more."""
-        kept = [-(-q.shape[-1] // part) for q in self.blocks]
+    @property
+    def whole(self) -> bool:
+        """Returns whether there is a direction for each number of a vector."""
+        return all(q.shape[-2] == q.shape[-1] for q in self.blocks)
+
+    def directions(self, size: int) -> int:
+        """Returns `K`, how many there are of a side of some size."""
+        return sum(q.shape[-1] for q in self.blocks) if self.blocks else size
+
+    def leading(self, share: float) -> "Basis":
+        """Returns the directions of most variance of every block: so many of them."""
+        kept = [math.ceil(share * q.shape[-1]) for q in self.blocks]
         pairs = zip(self.blocks, kept, strict=True)
-        return Leading(tuple(q[..., -n:] for q, n in pairs))
+        return Basis(tuple(q[..., q.shape[-1] - n :] for q, n in pairs))
 
     def dense(self, size: int) -> Array:
-        """Returns `Q`, `[*stack, N, N]`; the standard basis without a stack."""
+        """Returns `Q`, `[*stack, N, K]`; the standard basis without a stack."""
         dtype = self.blocks[0].dtype if self.blocks else None
         return self.into(jnp.eye(size, dtype=dtype))
 
 
-class Leading(NamedTuple):
-    """Some directions, and what is left of a vector without them: `[U, 1 - U Uᵀ]`.
-
-    More coordinates than a vector has numbers; as `U Uᵀ + (1 - U Uᵀ)² = 1` they have
-    the vectors' products all the same.
-
-    Attributes:
-      blocks: orthonormal directions of parts of a vector, in columns; `()` for none.
-    """
-
-    blocks: tuple[Array, ...]
-
-    def into(self, x: Array, axis: Axis = -1) -> Array:
-        """Returns the coordinates of vectors along one of the last two axes.
-
-        `K + N` of them, block behind block; `x` itself without blocks.
-        """
-        return _each_block(_apart, x, self.blocks, axis)
-
-    @property
-    def work(self) -> int:
-        """Returns the multiplications of turning one vector."""
-        return sum(count.apart(*u.shape[-2:]) for u in self.blocks)
-
-
-def turn(v_OxI: Array, outputs: Coordinates, inputs: Coordinates) -> Array:
-    """Returns matrices with either side turned: `Q_Sᵀ V Q_A`, of orthonormal bases.
+def turn(v_OxI: Array, outputs: Basis, inputs: Basis) -> Array:
+    """Returns matrices with either side turned: `Q_Sᵀ V Q_A`.
 
     Neither product is of a transpose: as one of rows, the second takes XLA up to a
     fifth longer on a CPU, and devices along a model exchange what is transposed.
@@ -104,30 +75,19 @@ def turn(v_OxI: Array, outputs: Coordinates, inputs: Coordinates) -> Array:
     return outputs.into(inputs.into(v_OxI), axis=-2)
 
 
-def _each_block(
-    function: Callable[[Array, Array, Axis], Array],
-    x: Array,
-    blocks: Sequence[Array],
-    axis: Axis,
-) -> Array:
-    """Returns what a function makes of parts of vectors and blocks, in one row."""
+def _each_block(x: Array, blocks: Sequence[Array], axis: Axis) -> Array:
+    """Returns the products of parts of vectors and blocks, in one row."""
     if not blocks:
         return x
     ends = list(accumulate(q.shape[-2] for q in blocks))
     parts = jnp.split(x, ends[:-1], axis=axis)
-    found = [function(y, q, axis) for y, q in zip(parts, blocks, strict=True)]
+    found = [_onto(y, q, axis) for y, q in zip(parts, blocks, strict=True)]
     return found[0] if len(found) == 1 else jnp.concatenate(found, axis=axis)
 
 
 def _onto(x: Array, q_NxK: Array, axis: Axis) -> Array:
     """Returns the products of vectors with the columns of a matrix."""
     return multiply(x, q_NxK) if axis == -1 else multiply(q_NxK.mT, x)
-
-
-def _apart(x: Array, leading_NxK: Array, axis: Axis) -> Array:
-    along = _onto(x, leading_NxK, axis)
-    rest = x - _onto(along, leading_NxK.mT, axis)
-    return jnp.concatenate([along, rest], axis=axis)
 
 
 def split(size: int, blocks: int, widest: int) -> tuple[int, ...]:

@@ -5,9 +5,15 @@ adds them up. Letters as in `influence.types`; a side's `blocks` are the lengths
 blocks of its basis, none for the standard basis, which costs nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
 
 from influence.linalg.contract import STRIPS, WIDE
+
+Count = TypeVar("Count", int, np.ndarray)
+"""One number of directions, or several."""
 
 SYMMETRIC = 9
 """Operations of an eigendecomposition for every `n³`: 4/3 to reduce the matrix to a
@@ -29,7 +35,16 @@ def gram(vectors: int, size: int) -> int:
 
 def turn(blocks: Iterable[int]) -> int:
     """Returns those of turning one vector into a basis, block by block."""
-    return sum(x * x for x in blocks)
+    return onto((x, x) for x in blocks)
+
+
+def onto(blocks: Iterable[Sequence[int]]) -> int:
+    """Returns those of one vector's products with some directions of its parts.
+
+    Args:
+      blocks: of each part how long it is, and how many directions there are.
+    """
+    return sum(size * directions for size, directions in blocks)
 
 
 def gradient(positions: int, outputs: int, inputs: int) -> int:
@@ -54,9 +69,12 @@ def turned_matrix(outputs: int, inputs: int, turn_out: int, turn_in: int) -> int
     return inputs * turn_out + outputs * turn_in
 
 
-def apart(size: int, leading: int) -> int:
-    """Returns those of taking one vector's leading directions apart."""
-    return 2 * size * leading
+def arms(outputs: int, inputs: int, leading_out: Count, leading_in: Count) -> Count:
+    """Returns those of one position's part in `Uᵀ D` and `D V`, of leading directions.
+
+    `D V` is not needed where `U` is all there is.
+    """
+    return leading_out * inputs + (leading_out < outputs) * leading_in * outputs
 
 
 def eigen(size: int) -> int:

@@ -1,34 +1,25 @@
 """Looking up short vectors: which of very many have the largest product with a query's.
 
-A vector of `K` numbers is kept as their signs and two factors, `K / 8 + 8` bytes
-(RaBitQ, Gao & Long 2024, as faiss has it). Whatever the length of a vector and of its
-signs, the product with a query is right on average. A file of such codes, one behind
-the other, is all that `FLAT` needs, which compares a query with everything; the other
-kinds are files of faiss made from it, which look at a part.
+A file of vectors' codes (`coding`), one behind the other, is all that `FLAT` needs,
+which compares a query with everything; the other kinds are files of faiss made from the
+codes, which look at a part.
 
 * `ivf` compares with vectors near a query: of the lists around √N centres, some.
 * `ivfpq` does so with 136 bytes a vector, whatever the codes have.
 * `hnsw` walks a graph of signs by Hamming distance, and estimates what it meets.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import faiss
 import numpy as np
 
-from influence.attribution.countsketch import length_of
+from influence.runtime.coding import BLOCK, FACTORS, Codes, encode, signs
 
-FACTORS = 8
-"""Bytes beside the signs of a vector."""
-
-QUERY_BITS = 8
-"""Of each of a query's numbers, when it is compared with signs."""
-
-BLOCK = 1 << 20
-"""How many codes are in memory at a time."""
+PIECE = 1 << 16
+"""How many numbers of vectors are decoded at a time, to be compared."""
 
 TAUGHT = 20_000
 """From how many vectors centres and codebooks are made, at the most."""
@@ -64,124 +55,46 @@ class Lookup(Protocol):
         ...
 
 
-def width_of(length: int) -> int:
-    """Returns how many bytes a vector of `length` numbers is kept in."""
-    return length // 8 + FACTORS
-
-
-def length_in(size: int) -> int:
-    """Returns how many numbers a vector may have that is kept in `size` bytes.
-
-    Raises:
-      ValueError: if there is no room for any.
-    """
-    if size < FACTORS + 2:
-        raise ValueError(
-            f"{size} bytes are too few for a sequence: {FACTORS} go into factors, and "
-            "two at least into signs. Give 64 or more."
-        )
-    return length_of(size - FACTORS)
-
-
-def encode(short_BxK: np.ndarray) -> np.ndarray:
-    """Returns vectors as they are kept, `[B, K / 8 + 8]` bytes.
-
-    One that is not finite is kept as zeros, whose product with anything is 0.
-
-    Example:
-      >>> from influence.runtime.lookup import encode
-      >>> encode(np.ones((3, 16), np.float32)).shape
-      (3, 10)
-    """
-    finite_Bx1 = np.isfinite(short_BxK).all(axis=1, keepdims=True)
-    kept_BxK = np.where(finite_Bx1, short_BxK, 0)
-    flat = _flat(short_BxK.shape[1])
-    return flat.sa_encode(np.ascontiguousarray(kept_BxK, np.float32))
-
-
-def _flat(length: int) -> Any:
-    """Returns an empty index of codes, around a centre of zeros."""
-    flat = faiss.IndexRaBitQ(length, faiss.METRIC_INNER_PRODUCT)
-    ends = np.ones((2, length), np.float32)
-    ends[1] = -1
-    flat.train(ends)
-    flat.qb = QUERY_BITS
-    return flat
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Vectors as they are kept.
-
-    Attributes:
-      rows: `[N, K / 8 + 8]` bytes, mapped from a file or in memory.
-
-    Example:
-      >>> from influence.runtime.lookup import Codes, encode, flat
-      >>> vectors = np.random.default_rng(0).normal(size=(20, 64))
-      >>> find = flat(Codes(encode(vectors)))
-      >>> find(vectors[[7]].astype(np.float32), 1).places.tolist()
-      [[7]]
-    """
-
-    rows: np.ndarray
-
-    @property
-    def length(self) -> int:
-        """Returns `K`."""
-        return 8 * (self.rows.shape[1] - FACTORS)
-
-    def __len__(self) -> int:
-        """Returns `N`."""
-        return len(self.rows)
-
-    def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields the codes some at a time, and how many there were before."""
-        for start in range(0, len(self), size):
-            yield start, np.ascontiguousarray(self.rows[start : start + size])
-
-    def decoded(self, rows: np.ndarray) -> np.ndarray:
-        """Returns codes as vectors: their signs, each as long as the vector was."""
-        return _flat(self.length).sa_decode(np.ascontiguousarray(rows))
-
-    def some(self, count: int) -> np.ndarray:
-        """Returns vectors spread over all of them."""
-        places = np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64))
-        return self.decoded(self.rows[places])
-
-
-def read_codes(path: Path, length: int) -> Codes:
-    """Returns the codes in a file, mapped.
-
-    Raises:
-      ValueError: if the file does not hold whole codes of that length.
-    """
-    width, size = width_of(length), path.stat().st_size
-    if size == 0 or size % width:
-        raise ValueError(
-            f"{path} has {size} bytes, which are no whole codes of {width}. Delete it "
-            "and index again."
-        )
-    return Codes(np.memmap(path, np.uint8, "r", shape=(size // width, width)))
-
-
 def flat(codes: Codes, path: Path | None = None, *, block: int = BLOCK) -> Lookup:
     """Returns the look-up that compares a query with everything.
 
-    Codes beyond the first `block` are read from the disk at every look-up.
+    Codes of signs beyond the first `block` bytes are read from the disk at every
+    look-up, and all that are not signs.
     """
     del path
-    held = _flat(codes.length)
-    first = next(codes.blocks(block))[1]
-    held.add_sa_codes(first)
+    return (_signs_compared if codes.bits == 1 else _compared)(codes, block)
+
+
+def _signs_compared(codes: Codes, block: int) -> Lookup:
+    size = max(1, block // codes.rows.shape[1])
+    held = signs(codes.length)
+    first = next(codes.blocks(size))[1]
+    held.add_sa_codes(np.ascontiguousarray(first))
 
     def find(v_QxK: np.ndarray, count: int) -> Hits:
         found = _search(held, v_QxK, count)
-        for start, rows in codes.blocks(block):
+        for start, rows in codes.blocks(size):
             if start:
-                other = _flat(codes.length)
-                other.add_sa_codes(rows)
+                other = signs(codes.length)
+                other.add_sa_codes(np.ascontiguousarray(rows))
                 found = _best(found, _search(other, v_QxK, count, start), count)
+        return found
+
+    return find
+
+
+def _compared(codes: Codes, block: int) -> Lookup:
+    size = max(1, block // (4 * PIECE))
+
+    def find(v_QxK: np.ndarray, count: int) -> Hits:
+        found = Hits(np.empty((len(v_QxK), 0)), np.empty((len(v_QxK), 0), np.int64))
+        for start, rows in codes.blocks(size):
+            products = np.zeros((len(v_QxK), len(rows)), np.float32)
+            for begin in range(0, codes.length, PIECE):
+                part = slice(begin, min(begin + PIECE, codes.length))
+                products += v_QxK[:, part] @ codes.decoded(rows, part).T
+            places = np.broadcast_to(np.arange(len(rows)) + start, products.shape)
+            found = _best(found, Hits(products, places), count)
         return found
 
     return find
@@ -239,8 +152,8 @@ def make_ivfpq(codes: Codes, path: Path) -> None:
 def make_hnsw(codes: Codes, path: Path) -> None:
     """Writes a graph of signs."""
     index = faiss.IndexBinaryHNSW(codes.length, LINKS)
-    for _, block in codes.blocks(1 << 16):
-        index.add(_signs(block))
+    for _, block in codes.blocks(1 << 14):
+        index.add(_signs(codes.decoded(block)))
     faiss.write_index_binary(index, str(path))
 
 
@@ -253,8 +166,9 @@ def _fill(index: Any, codes: Codes, path: Path) -> None:
     faiss.write_index(index, str(path))
 
 
-def _signs(rows: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(rows[:, :-FACTORS])
+def _signs(vectors_NxK: np.ndarray) -> np.ndarray:
+    """Returns the signs of vectors, one bit each."""
+    return np.ascontiguousarray(encode(vectors_NxK)[:, : -FACTORS[1]])
 
 
 def open_lists(codes: Codes, path: Path | None) -> Lookup:
@@ -273,7 +187,7 @@ def open_hnsw(codes: Codes, path: Path | None) -> Lookup:
     def find(v_QxK: np.ndarray, count: int) -> Hits:
         near = min(WIDER * count, len(codes))
         graph.hnsw.efSearch = max(BREADTH, near)
-        _, met = graph.search(_signs(encode(v_QxK)), near)
+        _, met = graph.search(_signs(v_QxK), near)
         one = [
             _among(codes, v, places, count)
             for v, places in zip(v_QxK, met, strict=True)

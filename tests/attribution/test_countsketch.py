@@ -9,21 +9,24 @@ import numpy as np
 import pytest
 
 from influence.attribution.countsketch import (
-    _with,
+    _short,
+    _together,
+    added,
     asked,
     count_sketch,
     length_of,
     mixed,
     reader,
 )
-from influence.attribution.forms import Dense
+from influence.attribution.forms import Dense, dense
 from influence.attribution.measurements import completions
 from influence.attribution.query import query
 from influence.attribution.scan import scan
 from influence.curvature.covariance import PerToken
 from influence.curvature.ekfac import fit
+from influence.curvature.leading import Directions, leading, of_matrix
 from influence.curvature.solvers import Eigenbasis
-from influence.linalg.basis import Basis, turn
+from influence.linalg.basis import Basis
 from influence.linalg.damping import Absolute, Relative
 from influence.model.task import LanguageModel
 from tests import cases
@@ -93,67 +96,66 @@ def with_long_sides(blocks=1):
     return case, fit(case.task, params, batches, layers=layers, factors=factors)
 
 
-def test_of_sides_twice_as_long_as_the_other_only_the_leading_directions_turn():
-    _, curvature = with_long_sides()
-    sketch = count_sketch(curvature, length=24, part=8)
-    found = {
-        x.name: [
-            type(y).__name__ for y in (sketch.inputs[x.reads], sketch.outputs[x.name])
-        ]
-        for x in sketch.layers
-    }
-    assert found == {
-        "blocks.long": ["Basis", "Leading"],
-        "blocks.back": ["Leading", "Basis"],
-        # Its input is turned for `long`, which reads it too.
-        "blocks.short": ["Basis", "Basis"],
-        "blocks.up": ["Basis", "Leading"],
-        "head": ["Basis", "Leading"],
-    }
-    # Two directions of twelve, and what is left of all twelve.
-    assert sketch.scales["blocks.long"].shape == (2, 2 + 12, 4)
+def few(curvature, kept=0.9, inverse=Relative()):
+    """Returns leading directions, and checks that they are not all."""
+    found = leading(curvature, inverse, kept=kept, least=0.2)
+    sides = found.inputs.values(), found.outputs.values()
+    assert not all(x.whole for side in sides for x in side)
+    return found
 
 
-def test_leading_directions_lose_nothing_where_there_is_room():
+def test_of_leading_directions_only_the_corner_is_missing():
     case, curvature = with_long_sides()
     batches = case.examples.batches(3)
-    solved = query(curvature, case.params, completions(case.task, {"a": ([1, 2], [3])}))
-    scores = scan(case.task, case.params, solved, batches, n_train=1).total.values
-    scales = count_sketch(curvature, length=24, part=8).scales
-    size = sum(x.size for x in scales.values())
-    for length in (size, 64 * (size // 64 + 1)):  # Of the second, sums are mixed.
-        sketch = count_sketch(curvature, length=length, part=8)
+    measured = completions(case.task, {"a": ([1, 2], [3])})
+    solved = query(curvature, case.params, measured)
+    directions = few(curvature)
+    expected = 0.0
+    for x in curvature.layers:
+        h = dense(solved.forms[x.name]).h_QxOxI
+        u, v = directions.of(x)
+        p, q = (
+            (y.dense(n) @ y.dense(n).mT)[..., None, :, :]
+            for y, n in ((u, x.outputs), (v, x.columns))
+        )
+        kept = p @ h + h @ q - p @ h @ q
+        part = replace(solved, layers=(x,), forms={x.name: Dense(kept)})
+        own = scan(case.task, case.params, part, batches, n_train=1)
+        expected = expected + own.total.values
+    size = directions.count(curvature.layers)
+    for length in (size, None):  # Of the second, sums are mixed.
+        sketch = count_sketch(curvature, length=length, directions=directions)
         found = products(case, batches, sketch, solved)
-        np.testing.assert_allclose(found, scores, atol=ROUNDING)
+        np.testing.assert_allclose(found, expected, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(("part", "blocks"), [(None, 1), (8, 1), (8, 2)])
-def test_weights_are_those_with_the_least_product_of_lengths(part, blocks):
+@pytest.mark.parametrize(("all_of", "blocks"), [(True, 1), (False, 1), (False, 2)])
+def test_weights_are_those_with_the_least_product_of_lengths(all_of, blocks):
     # With gradients of covariance C, damped, and queries of covariance C⁻¹, coordinates
     # have the variances `c` and `q`; Cauchy and Schwarz:
     # Σ c w² Σ q / w² ≥ (Σ √(c q))², layer by layer.
     _, curvature = with_long_sides(blocks)
     damping = Relative()
-    sketch = count_sketch(curvature, length=24, inverse=damping, part=part)
+    directions = None if all_of else few(curvature)
+    sketch = count_sketch(curvature, length=24, inverse=damping, directions=directions)
     for x in sketch.layers:
-        whole = curvature.blocks[x.name]
-        own = sketch.outputs[x.name], sketch.inputs[x.reads]
+        whole, own = curvature.blocks[x.name], sketch.directions.of(x)
         for place in range(whole.lam_OxI.shape[0]) if "blocks" in x.name else [...]:
-            block, turned = jax.tree.map(lambda x, place=place: x[place], (whole, own))
+            block, taken = jax.tree.map(lambda x, place=place: x[place], (whole, own))
             inverse_OxI = damping(whole.lam_OxI)[place]
-            c = variances(block, turned, 1 / inverse_OxI)
-            q = variances(block, turned, inverse_OxI)
-            w = np.asarray(abs(sketch.scales[x.name][place])).ravel()
+            c = variances(block, taken, 1 / inverse_OxI)
+            q = variances(block, taken, inverse_OxI)
+            w = np.asarray(abs(sketch.scales[x.name][place]))
             found = (c * w**2).sum() * (q / w**2).sum()
             np.testing.assert_allclose(found, np.sqrt(c * q).sum() ** 2, rtol=ROUNDING)
 
 
-def variances(block, turned, lam_OxI):
-    """Returns what coordinates of both sides vary by, given eigenvalues, one by one."""
+def variances(block, taken, lam_OxI):
+    """Returns what coordinates vary by, given eigenvalues, one by one."""
     covariance = np.asarray(block._replace(lam_OxI=lam_OxI).dense())
     size = lam_OxI.size
     eye = jax.numpy.eye(size).reshape(size, *lam_OxI.shape)
-    q = np.asarray(jax.vmap(lambda x: turn(x, *turned))(eye)).reshape(size, -1)
+    q = np.asarray(of_matrix(eye, *taken))
     return np.einsum("ai,ab,bi->i", q, covariance, q)
 
 
@@ -238,8 +240,6 @@ def test_what_makes_no_sense_is_refused():
     case, _, curvature, _, _ = made("raw-loop")
     with pytest.raises(ValueError, match="1 number at least, not 0"):
         count_sketch(curvature, length=0)
-    with pytest.raises(ValueError, match="One of 0 eigenvectors is none"):
-        count_sketch(curvature, length=8, part=0)
     less = fit(case.task, case.params, case.examples.batches(3), layers="*up*")
     measured = completions(case.task, {"a": ([1, 2], [3])})
     solved = query(less, case.params, measured)
@@ -266,21 +266,31 @@ def test_signs_are_drawn_anew_by_another_seed():
     assert not jax.numpy.array_equal(first.scales[name], other.scales[name])
 
 
-def test_the_queries_of_a_matrix_are_made_short_one_at_a_time_and_in_place():
+def test_the_queries_of_a_matrix_are_made_short_one_at_a_time():
     size, length = 64, 24
     whole, one = Basis((jnp.eye(size),)), jnp.ones((size, size))
 
     def temporary(queries):
-        total_QxK = jnp.zeros((queries, length))
         h_QxOxI = jnp.broadcast_to(one, (queries, size, size))
-        program = _with.lower(total_QxK, 5, whole, whole, one, h_QxOxI).compile()
+        program = _short.lower(length, whole, whole, one.ravel(), h_QxOxI).compile()
         memory = program.memory_analysis()
         assert memory is not None
-        assert memory.alias_size_in_bytes == total_QxK.nbytes
         return memory.temp_size_in_bytes
 
     # Less than one more matrix: what grows are their few numbers, `[Q, K]`.
     assert temporary(32) - temporary(2) < one.nbytes
+
+
+@pytest.mark.parametrize("length", [5, 16, 40, 1000])
+def test_vectors_follow_one_another_as_if_in_one_row(length):
+    sizes = (7, 16, 3, 40, 2, 5)
+    coordinates = [cases.normal(i, (3, n)) for i, n in enumerate(sizes)]
+    pieces = [added(x, length) for x in coordinates]
+    row = np.concatenate(coordinates, axis=1)
+    row = np.pad(row, ((0, 0), (0, -row.shape[1] % length)))
+    expected = row.reshape(3, -1, length).sum(1)
+    found = _together(length, sizes, pieces)
+    np.testing.assert_allclose(found, expected, atol=ROUNDING)
 
 
 def test_models_of_more_coordinates_than_32_bits_count_are_asked():
@@ -291,8 +301,9 @@ def test_models_of_more_coordinates_than_32_bits_count_are_asked():
 
     def short(scale_OxI, h_QxOxI):
         plain = {y.name: Basis(()) for y in layers}
-        scales = dict.fromkeys(plain, scale_OxI)
-        own = replace(sketch, layers=layers, inputs=plain, outputs=plain, scales=scales)
+        scales = dict.fromkeys(plain, scale_OxI.ravel())
+        taken = Directions(plain, plain)
+        own = replace(sketch, layers=layers, directions=taken, scales=scales)
         forms = {name: Dense(h_QxOxI) for name in plain}
         return asked(own, replace(solved, layers=layers, forms=forms))
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from influence.curvature.coordinates import turned
+from influence.curvature.leading import of_positions
 from influence.linalg import count
 from influence.linalg.basis import Basis
 from influence.linalg.contract import contract, gram
@@ -46,6 +47,7 @@ def tokens_scanned(a, g, h):
     return contract("btqo,bto->btq", contract("bti,qoi->btqo", a, h), g)
 
 
+LEFT, RIGHT = Basis((zeros(OUT, 6),)), Basis((zeros(IN, 8),))
 A, G, H = zeros(B, T, IN), zeros(B, T, OUT), zeros(Q, OUT, IN)
 
 CASES = {
@@ -58,9 +60,17 @@ CASES = {
         zeros(B, OUT, IN),
     ),
     "leading directions": (
-        B * T * basis(OUT, IN).leading(4).work,
-        lambda x: basis(OUT, IN).leading(4).into(x),
-        zeros(B, T, OUT + IN),
+        B * T * (LEFT.work + RIGHT.work + count.arms(OUT, IN, 6, 8))
+        + B * 6 * (2 * count.onto([(IN, 8)]) + count.onto([(OUT, 8)])),
+        lambda a, g: of_positions(a, {"w": g}, RIGHT, {"w": LEFT})["w"],
+        zeros(B, T, IN),
+        zeros(B, T, OUT),
+    ),
+    "leading directions of all of one side": (
+        B * T * count.arms(OUT, IN, OUT, 8) + 2 * B * OUT * IN * 8,
+        lambda a, g: of_positions(a, {"w": g}, RIGHT, {"w": Basis(())})["w"],
+        zeros(B, T, IN),
+        zeros(B, T, OUT),
     ),
     "positions turned": (
         B * count.turned_positions(T, count.turn([OUT]), count.turn([32, 32])),

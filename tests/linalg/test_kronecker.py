@@ -57,21 +57,16 @@ def test_rotating_back_undoes_rotating(sides):
 
 
 @pytest.mark.parametrize("stack", [(), (2,)])
-@pytest.mark.parametrize("lengths", [(7,), (4, 3), ()])
-def test_leading_directions_and_what_is_left_have_the_products_of_vectors(
-    stack, lengths
-):
+@pytest.mark.parametrize(("lengths", "kept"), [((7,), [3]), ((4, 3), [2, 2]), ((), [])])
+def test_leading_directions_are_the_last_of_every_block(stack, lengths, kept):
     whole = basis(stack, *lengths)
-    leading = whole.leading(3)
-    assert [x.shape[-1] for x in leading.blocks] == [-(-n // 3) for n in lengths]
-    x = cases.normal(1, (*stack, 5, 7))
-    found = leading.into(x)
-    np.testing.assert_allclose(found @ found.mT, x @ x.mT, atol=ROUNDING)
-    if len(lengths) == 1:
-        # The largest eigenvalues are the last.
-        np.testing.assert_allclose(
-            found[..., :3], whole.into(x)[..., -3:], atol=ROUNDING
-        )
+    leading = whole.leading(0.4)
+    assert [x.shape[-1] for x in leading.blocks] == kept
+    assert (leading.whole, leading.directions(7)) == (not kept, sum(kept) or 7)
+    for u, q in zip(leading.blocks, whole.blocks, strict=True):
+        np.testing.assert_array_equal(u, q[..., q.shape[-1] - u.shape[-1] :])
+    assert whole.leading(0.0).directions(7) == (0 if lengths else 7)
+    assert whole.leading(1.0).whole
 
 
 @pytest.mark.parametrize("stack", [(), (2,)])
@@ -79,7 +74,7 @@ def test_leading_directions_and_what_is_left_have_the_products_of_vectors(
 def test_columns_have_the_coordinates_that_rows_have(stack, lengths):
     whole = basis(stack, *lengths)
     x = cases.normal(1, (*stack, 7, 5))
-    for turned in (whole.into, whole.out_of, whole.leading(3).into):
+    for turned in (whole.into, whole.out_of, whole.leading(0.4).into):
         expected = turned(x.mT).mT
         np.testing.assert_allclose(turned(x, axis=-2), expected, atol=ROUNDING)
 

@@ -3,15 +3,8 @@
 import numpy as np
 import pytest
 
-from influence.runtime.lookup import (
-    KINDS,
-    Codes,
-    encode,
-    flat,
-    length_in,
-    read_codes,
-    width_of,
-)
+from influence.runtime.coding import Codes, encode, length_in, read_codes, width_of
+from influence.runtime.lookup import KINDS, PIECE, flat
 
 LENGTH = 8 * 131
 RNG = np.random.default_rng(0)
@@ -28,12 +21,44 @@ def test_codes_keep_signs_and_products_on_average():
     np.testing.assert_allclose(own, (VECTORS**2).sum(1), rtol=1e-4)  # float32
 
 
-def test_what_is_no_number_is_kept_as_nothing():
+def test_codes_of_bytes_keep_every_number_to_half_a_step():
+    codes = Codes(encode(VECTORS[:50], 8), 8)
+    assert (codes.length, codes.rows.shape[1]) == (LENGTH, width_of(LENGTH, 8))
+    step = abs(VECTORS[:50]).max(axis=1, keepdims=True) / 127
+    error = abs(codes.decoded(codes.rows) - VECTORS[:50])
+    assert (error <= 0.5001 * step).all()  # and what float32 rounds
+    part = slice(100, 300)
+    np.testing.assert_array_equal(
+        codes.decoded(codes.rows[3:5], part), codes.decoded(codes.rows)[3:5, part]
+    )
+
+
+@pytest.mark.parametrize("block", [1, 1 << 22, 1 << 29])
+def test_codes_of_bytes_are_compared_number_by_number(block):
+    rng = np.random.default_rng(0)
+    # More numbers than are decoded at a time, and more vectors.
+    vectors = rng.normal(size=(20, PIECE + 64)).astype(np.float32)
+    asked = vectors[[3, 17]] + rng.normal(size=(2, PIECE + 64)).astype(np.float32)
+    codes = Codes(encode(vectors, 8), 8)
+    expected = asked @ codes.decoded(codes.rows).T
+    found = flat(codes, block=block)(asked, 5)
+    order = np.argsort(-expected, axis=1)[:, :5]
+    np.testing.assert_array_equal(found.places, order)
+    products = np.take_along_axis(expected, order, 1)
+    # float32, sums of 65,600 numbers of the order of one
+    np.testing.assert_allclose(found.products, products, atol=1e-1)
+    assert flat(codes, block=block)(asked, 99).places.shape == (2, 20)
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_what_is_no_number_is_kept_as_nothing(bits):
     vectors = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
     vectors[1, 5], vectors[2] = np.nan, 0
-    kept = encode(vectors)
+    kept = encode(vectors, bits)
     np.testing.assert_array_equal(kept[1], kept[2])
-    assert flat(Codes(kept))(vectors[[0]], 1).places.tolist() == [[0]]
+    codes = Codes(kept, bits)
+    assert not codes.decoded(kept)[1:].any()
+    assert flat(codes)(vectors[[0]], 1).places.tolist() == [[0]]
 
 
 def test_flat_compares_with_everything():
@@ -50,17 +75,21 @@ def test_flat_compares_with_everything():
 
 
 def test_memory_for_a_part_of_the_codes_is_enough():
-    whole, parts = flat(CODES)(ASKED, 50), flat(CODES, block=700)(ASKED, 50)
+    whole, parts = (
+        flat(CODES)(ASKED, 50),
+        flat(CODES, block=700 * CODES.rows.shape[1])(ASKED, 50),
+    )
     np.testing.assert_array_equal(whole.places, parts.places)
     np.testing.assert_array_equal(whole.products, parts.products)
 
 
+@pytest.mark.parametrize("bits", [1, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_finds_what_is_near(kind, tmp_path):
-    path = tmp_path / "made"
+def test_every_kind_finds_what_is_near(kind, bits, tmp_path):
+    path, codes = tmp_path / "made", Codes(encode(VECTORS, bits), bits)
     if make := KINDS[kind].make:
-        make(CODES, path)
-    found = KINDS[kind].open(CODES, path)(ASKED, 10)
+        make(codes, path)
+    found = KINDS[kind].open(codes, path)(ASKED, 10)
     assert found.places.shape == found.products.shape == (3, 10)
     for own, places in zip([5, 70, 2999], found.places, strict=True):
         assert own in places

@@ -4,25 +4,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from influence.attribution.countsketch import CountSketch, count_sketch, reader
+from influence.attribution.countsketch import (
+    CountSketch,
+    count_sketch,
+    reader,
+    room,
+)
+from influence.curvature.leading import leading, whole
 from influence.curvature.operator import Curvature
 from influence.linalg.damping import Relative
-from influence.runtime.corpus.packed import PackedBatches
-from influence.runtime.driver import rest
-from influence.runtime.lookup import (
-    KINDS,
+from influence.runtime.coding import (
+    Bits,
     Codes,
     encode,
     length_in,
     read_codes,
     width_of,
 )
+from influence.runtime.corpus.packed import PackedBatches
+from influence.runtime.driver import rest
+from influence.runtime.lookup import KINDS
 from influence.runtime.models import Model
 from influence.runtime.run.batching import Measured, halving
 from influence.runtime.run.codes import CodeStream
@@ -33,8 +40,13 @@ from influence.runtime.run.ledger import Ledger, Stage, locked, opened
 from influence.runtime.run.options import Index, Sides, check_numbers
 from influence.runtime.run.packing import Corpus
 
-PARTS: dict[Sides, int | None] = {"both": None, "leading": 8}
-"""Of the eigenvectors of longer sides, one of so many; all if None."""
+KEPT = 0.98
+"""Which share of what scores vary by leading directions keep, in every layer."""
+
+LEAST = 1 / 6
+"""Which share of a side's directions are leading ones at least, where few numbers are
+made of many: what is left of a vector is not told apart by its curvature, and adds to
+the error of a sketch."""
 
 
 def index(
@@ -59,7 +71,7 @@ def index(
       True
     """
     check_numbers(options)
-    length = length_in(options.size)
+    length_in(options.size)
     with locked(options.run):
         ledger = opened(options.run)
         job = opened_job(ledger, console, given)
@@ -67,26 +79,59 @@ def index(
         fitted_to = job.corpus(model)
         files = fitted(job, MODEL, model, fitted_to)
         curvature = curvature_of(job, files)
-        sketch = count_sketch(
-            curvature,
-            length=min(length, _longest(curvature)),
-            inverse=Relative(options.damping),
-            part=PARTS[options.sides],
-        )
+        made = made_with(curvature, options.size, options.damping, options.sides)
         for corpus in corpora(job, model, options.data, fitted_to):
-            _Indexing(job, model, corpus, files, sketch, options).all()
+            _Indexing(job, model, corpus, files, made, options).all()
     return ledger
 
 
-def sketch_of(entry: Mapping[str, Any], curvature: Curvature) -> CountSketch:
+class Made(NamedTuple):
+    """What an index's vectors are made with.
+
+    Attributes:
+      sketch: makes gradients short.
+      bits: each of their numbers is kept in.
+    """
+
+    sketch: CountSketch
+    bits: Bits
+
+    @property
+    def width(self) -> int:
+        """Returns the bytes of a vector."""
+        return width_of(self.sketch.length, self.bits)
+
+
+def made_with(curvature: Curvature, size: int, damping: float, sides: Sides) -> Made:
+    """Returns what vectors of so many bytes are made with.
+
+    With room for every coordinate in a byte nothing is added up. Of signs there are no
+    more than coordinates: more would be signs of zeros, the same for every sequence.
+
+    Args:
+      curvature: of the run.
+      size: bytes of a vector, at the most.
+      damping: as a multiple of the mean eigenvalue.
+      sides: which directions are used.
+    """
+    inverse = Relative(damping)
+    sketch = partial(count_sketch, curvature, inverse=inverse)
+    few = partial(leading, curvature, inverse, kept=KEPT)
+    directions = few() if sides == "leading" else whole(curvature)
+    if width_of(room(directions, curvature.layers), 8) <= size:
+        return Made(sketch(directions=directions), 8)
+    if sides == "leading":
+        directions = few(least=LEAST)
+    longest = width_of(max(directions.count(curvature.layers), 16))  # two bytes
+    length = min(length_in(size), length_in(longest))
+    return Made(sketch(length=length, directions=directions), 1)
+
+
+def noted(entry: Mapping[str, Any], curvature: Curvature) -> Made:
     """Returns what an index's vectors were made with, from what is noted of it."""
     said = entry["inputs"]
-    return count_sketch(
-        curvature,
-        length=entry["length"],
-        inverse=Relative(float(said["damping"])),
-        part=PARTS[said["sides"]],
-    )
+    sides: Sides = said["sides"]
+    return made_with(curvature, int(said["bytes"]), float(said["damping"]), sides)
 
 
 @dataclass(frozen=True)
@@ -97,7 +142,7 @@ class _Indexing:
     model: Model
     corpus: Corpus
     files: list[str]
-    sketch: CountSketch
+    made: Made
     options: Index
 
     def all(self) -> None:
@@ -109,7 +154,9 @@ class _Indexing:
             self.job.begin(stage)
             smaller = partial(self.job.smaller, self._batch_note)
             done = halving(self._codes, batch.size, smaller)
-            self.job.ledger.finish(done, length=self.sketch.length)
+            self.job.ledger.finish(
+                done, length=self.made.sketch.length, bits=self.made.bits
+            )
         self._lookup()
 
     @property
@@ -140,7 +187,7 @@ class _Indexing:
 
     @cached_property
     def _read(self) -> Any:
-        return reader(self.model.task, self.model.params, self.sketch)
+        return reader(self.model.task, self.model.params, self.made.sketch)
 
     def _codes(self, size: int) -> Stage:
         """Streams vectors to the disk."""
@@ -148,7 +195,7 @@ class _Indexing:
         batches = self.job.batches(self.corpus.packed, size)
         stream = CodeStream(
             self.path,
-            width_of(self.sketch.length),
+            self.made.width,
             len(self.corpus.packed),
             size,
             stage.key,
@@ -159,7 +206,7 @@ class _Indexing:
             advance(done)
             for batch in rest(batches, done):
                 real = np.asarray(batch.real_B)
-                stream.add(encode(np.asarray(self._read(batch))[real]))
+                stream.add(encode(np.asarray(self._read(batch))[real], self.made.bits))
                 advance(1)
         stream.finish()
         return stage
@@ -171,7 +218,7 @@ class _Indexing:
         place = lookup_at(self.name, self.options.kind)
         made = self.path if make is None else self.job.folder / place
         if not self.job.ledger.finished(stage, made):
-            codes = read_codes(self.path, self.sketch.length)
+            codes = codes_of(self.job, self.name)
             self.job.begin(stage)
             if make is not None:
                 with self.job.driver.stage(stage.name):
@@ -205,26 +252,26 @@ class _Indexing:
 
     def _plan(self, batch: Measured) -> dict[str, str]:
         """Returns what will be done and what it will cost, in words."""
-        packed, width = self.corpus.packed, width_of(self.sketch.length)
+        packed, width = self.corpus.packed, self.made.width
         seconds = batch.seconds * len(packed) / batch.size
         return {
             "sequences": f"{len(packed):,}",
             "tokens": f"{len(packed) * packed.context:,} at most",
-            "kept": f"{len(packed) * width / GB:.3f} GB, {width} bytes a sequence",
-            "turned": f"{self.options.sides} sides of matrices",
+            "kept": f"{len(packed) * width / GB:.3f} GB, {width} bytes a sequence, "
+            f"{_bits(self.made.bits)} of {self.made.sketch.length:,} numbers",
+            "taken along": _sides(self.options.sides),
             "looked up": self.options.kind,
             "batch": f"{batch.size} sequences",
             "time": f"about {clock(seconds)}, from a timed batch",
         }
 
 
-def _longest(curvature: Curvature) -> int:
-    """Returns how many signs say something: the weights, or a few less.
+def _bits(bits: Bits) -> str:
+    return "the signs" if bits == 1 else "a byte each"
 
-    More would be signs of zeros, the same for every sequence.
-    """
-    weights = sum(x.lam_OxI.size for x in curvature.blocks.values())
-    return length_in(width_of(max(weights, 16)))  # two bytes at least
+
+def _sides(sides: Sides) -> str:
+    return "all eigenvectors" if sides == "both" else "leading eigenvectors"
 
 
 def codes_at(job: Job, corpus: str) -> Path:
@@ -240,4 +287,4 @@ def lookup_at(corpus: str, kind: str) -> str:
 def codes_of(job: Job, corpus: str) -> Codes:
     """Returns the vectors of a corpus that was indexed."""
     entry = job.ledger.stages[f"index of {corpus}"]
-    return read_codes(codes_at(job, corpus), entry["length"])
+    return read_codes(codes_at(job, corpus), entry["length"], entry["bits"])

@@ -19,7 +19,7 @@ Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
 """How vectors are looked up."""
 
 Sides = Literal["both", "leading"]
-"""Which sides of a matrix are turned into the eigenbasis."""
+"""Along which eigenvectors gradients are taken: all of both sides, or leading ones."""
 
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """An option that is given once for each of several values."""
@@ -185,12 +185,13 @@ class Index:
       run: The run folder.
       data: A corpus to index, `PATH` or `NAME=PATH`; once for each of several. That of
         the fit if left out. What was indexed before stays.
-      size: Bytes a sequence, at the most.
+      size: Bytes a sequence, at the most: its numbers' signs, or, where there is room
+        for every number, a byte of each.
       kind: How they are looked up: `flat`, compared one and all; `ivf` and `ivfpq`,
         lists around centres; `hnsw`, a graph.
-      sides: Which sides of matrices are turned into the eigenbasis: `both`, or, where
-        one is twice as long as the other or longer, only its `leading` directions. That
-        takes less time, and vectors of as many bytes err more.
+      sides: Along which eigenvectors gradients are taken: all those of `both` sides of
+        a matrix, or the `leading` ones of either. That takes less time, and leaves out
+        a fiftieth of what scores vary by.
       damping: As a multiple of the mean eigenvalue, of the vectors. Questions may be
         solved with another.
       batch: Sequences a batch; measured if left out.

@@ -28,7 +28,7 @@ from influence.runtime.run.batching import halving
 from influence.runtime.run.codes import check_codes
 from influence.runtime.run.fitting import curvature_of, fitted
 from influence.runtime.run.found import Found
-from influence.runtime.run.indexing import codes_at, codes_of, lookup_at, sketch_of
+from influence.runtime.run.indexing import codes_at, codes_of, lookup_at, noted
 from influence.runtime.run.job import MODEL, Job, Models, opened_job
 from influence.runtime.run.ledger import opened
 from influence.runtime.run.options import Search, check_numbers
@@ -256,14 +256,14 @@ def opened_index(job: Job) -> Searcher:
             f"The run in {job.folder} has no index yet. Run `influence index "
             f"{job.folder}` first."
         )
-    noted = [(x.made["length"], x.made["inputs"]) for x in parts]
-    if len({(length, x["damping"], x["sides"]) for length, x in noted}) > 1:
+    ways = [(x.made["length"], x.made["inputs"]) for x in parts]
+    if len({(length, x["damping"], x["sides"]) for length, x in ways}) > 1:
         raise ValueError(
             "The corpora were not indexed alike: some with other --bytes, --damping or "
             f"--sides. Run `influence index {job.folder}` with the same for each."
         )
     curvature = curvature_of(job, files)
-    sketch = sketch_of(parts[0].made, curvature)
+    sketch = noted(parts[0].made, curvature).sketch
     return Searcher(job, model, fitted_to, curvature, sketch, parts)
 
 
