@@ -88,7 +88,8 @@ def leading(
       least: which share of every side's directions is taken at least.
 
     Raises:
-      ValueError: if a share is not between 0 and 1.
+      ValueError: if a share is not between 0 and 1, or the damped curvature of a layer
+        has no inverse.
 
     Example:
       >>> from influence.curvature.leading import leading
@@ -100,6 +101,7 @@ def leading(
     for name, share in (("kept", kept), ("least", least)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is a share, from 0 to 1, not {share}.")
+    curvature.check_inverse(inverse)
     read: dict[str, list[Layer]] = {}
     for x in curvature.layers:
         read.setdefault(x.reads, []).append(x)

@@ -1,6 +1,7 @@
 """Coordinates along leading directions have the products of projected gradients."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -168,3 +169,11 @@ def test_all_directions_keep_everything(fitted):
 def test_a_share_is_no_more_than_all_and_no_less_than_nothing(fitted, share):
     with pytest.raises(ValueError, match="is a share, from 0 to 1, not"):
         leading(fitted, influence.Relative(), **share)
+
+
+def test_curvature_without_an_inverse_is_refused(fitted):
+    name = fitted.layers[0].name
+    flat = fitted.blocks[name]._replace(lam_OxI=0 * fitted.blocks[name].lam_OxI)
+    singular = replace(fitted, blocks={**fitted.blocks, name: flat})
+    with pytest.raises(ValueError, match=name):
+        leading(singular, influence.Relative(0.0), kept=0.9)
