@@ -84,7 +84,7 @@ def leading(
     Args:
       curvature: whose eigenvectors are taken.
       inverse: of the damped curvature.
-      kept: which share of what scores vary by, in every layer, is kept at least.
+      kept: which share of the variance of scores, in every layer, is kept at least.
       least: which share of every side's directions is taken at least.
 
     Raises:
@@ -118,7 +118,7 @@ def leading(
 
 
 def _varied(lam_OxI: Array, inverse: Inverse) -> np.ndarray:
-    """Returns what scores vary by along each pair of eigenvectors, `[O, I]`."""
+    """Returns the variance of scores along each pair of eigenvectors, `[O, I]`."""
     squared = np.square(np.asarray(lam_OxI * inverse(lam_OxI), float))
     return squared.reshape(-1, *squared.shape[-2:]).sum(0)
 

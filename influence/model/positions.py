@@ -32,12 +32,20 @@ def places(tokens: Array, segments: Array | None) -> tuple[Array, Array | None]:
 
     Both `[B, T]`; where a row is one document, `[1, T]` and None.
     """
-    index = jnp.arange(tokens.shape[1])[None]
     if segments is None:
-        return index, None
+        return jnp.arange(tokens.shape[1])[None], None
+    index = numbered(tokens)
     new = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
     start = jax.lax.cummax(jnp.where(new, index, 0), axis=1)
     return index - start, jnp.cumsum(new, axis=1)
+
+
+def numbered(tokens: Array) -> Array:
+    """Returns every row's positions, `[B, T]`.
+
+    Of one row the same program as of several: to broadcast a single row is none.
+    """
+    return jax.lax.broadcasted_iota(jnp.result_type(int), tokens.shape, 1)
 
 
 def view(

@@ -37,7 +37,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from influence.linalg.contract import contract, wide
 from influence.model.config import ACTIVATIONS, FUSED, Adapter, Config
-from influence.model.positions import View, places, rotate, view
+from influence.model.positions import View, numbered, places, rotate, view
 from influence.types import Params
 
 
@@ -321,7 +321,8 @@ class Decoder(nnx.Module):
         place, document = places(tokens_BxT, segments_BxT)
         x = self.embed(tokens_BxT) * self.config.embed_scale
         if self.positions is not None:
-            x = x + self.positions(jnp.broadcast_to(place, tokens_BxT.shape))
+            own = numbered(tokens_BxT) if document is None else place
+            x = x + self.positions(own)
         each = [view(place, document, *y, dtype=x.dtype) for y in self.config.views]
         views = jax.tree.map(lambda *xs: jnp.stack(xs), *each)
         block, params = nnx.split(self.blocks)

@@ -117,7 +117,7 @@ def fitted():
 
 
 def corner(block, u, v, inverse):
-    """Returns which share of what scores vary by neither side's directions see."""
+    """Returns which share of the variance of scores neither side's directions see."""
     varied = np.square(np.asarray(block.lam_OxI * inverse(block.lam_OxI)))
     rest = varied[: len(varied) - u.blocks[0].shape[-1]]
     return rest[:, : rest.shape[1] - v.blocks[0].shape[-1]].sum() / varied.sum()

@@ -18,6 +18,7 @@ from influence.model.coverage import layers
 from influence.model.examples import sequences
 from influence.model.positions import places, view
 from influence.model.task import LanguageModel
+from influence.model.trace import trace
 from influence.model.transformer import Apply, Decoder, attend, shapes
 from influence.types import named_leaves, with_leaves
 from tests import cases
@@ -206,6 +207,16 @@ def test_every_parameter_is_read_and_read_right(name):
     assert set(biased.values()) == biases
     assert all(k.removesuffix("kernel") + "bias" == x for k, x in biased.items())
     check_taps(task, [*found.layers, *found.on_request], params, batch)
+
+
+@FACTS
+@pytest.mark.parametrize("segments", [False, True])
+def test_a_single_row_is_read_by_the_program_of_several(name, segments):
+    inputs = {"tokens": tokens(1, T), "mask": jnp.ones((1, T), bool)}
+    if segments:
+        inputs["segments"] = jnp.ones((1, T), int)
+    task = LanguageModel(Apply(CONFIGS[name]))
+    assert trace(task.outputs, parameters(CONFIGS[name]), inputs)
 
 
 def test_attention_is_what_its_formula_says():

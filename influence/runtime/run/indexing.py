@@ -41,7 +41,7 @@ from influence.runtime.run.options import Index, Sides, check_numbers
 from influence.runtime.run.packing import Corpus
 
 KEPT = 0.98
-"""Which share of what scores vary by leading directions keep, in every layer."""
+"""Which share of the variance of scores leading directions keep, in every layer."""
 
 LEAST = 1 / 6
 """Which share of a side's directions are leading ones at least, where few numbers are

@@ -191,7 +191,7 @@ class Index:
         lists around centres; `hnsw`, a graph.
       sides: Along which eigenvectors gradients are taken: all those of `both` sides of
         a matrix, or the `leading` ones of either. That takes less time, and leaves out
-        a fiftieth of what scores vary by.
+        a fiftieth of the variance of scores.
       damping: As a multiple of the mean eigenvalue, of the vectors. Questions may be
         solved with another.
       batch: Sequences a batch; measured if left out.
