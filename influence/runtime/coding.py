@@ -4,7 +4,7 @@ A vector of `K` numbers is kept as their signs and two factors, `K / 8 + 8` byte
 (RaBitQ, Gao & Long 2024, as faiss has it). Whatever the length of a vector and of its
 signs, the product with a query is right on average. Where there is room for a byte each
 they are kept as whole numbers up to 127 and one factor, `K + 4` bytes, and a product
-errs by less than a hundredth of what that of signs does.
+errs by about a fiftieth of what that of signs does.
 """
 
 from collections.abc import Iterator
