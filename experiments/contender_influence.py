@@ -38,7 +38,7 @@ INDEXES: dict[str, tuple[Sides, int]] = {
     "index, leading directions": ("leading", 16384),
     "index, leading directions, a byte each": ("leading", 1 << 40),
 }
-"""The indexes that are timed: sides that are turned, and bytes a sequence at most."""
+"""Indexes that are timed: along which eigenvectors, and bytes a sequence at most."""
 
 
 def stages(job: Job, data: Data) -> Stages:

@@ -67,7 +67,7 @@ INDEXES: tuple[tuple[Sides, int], ...] = (
     ("leading", 262144),
     ("leading", EVERY),
 )
-"""What is indexed: the sides that are turned, and bytes a sequence at most."""
+"""What is indexed: along which eigenvectors, and bytes a sequence at most."""
 
 OF_LESS = INDEXES[-2:]
 """With curvature fitted to less."""
@@ -94,7 +94,7 @@ class Row(NamedTuple):
     Attributes:
       fitted: how many sequences the curvature was fitted to.
       bytes: of an index, a sequence; None where gradients were exact.
-      sides: of matrices that are turned for it.
+      sides: along which eigenvectors it is made.
       spearman: with the full fit's exact scores, averaged over queries.
       least: that of the query with the lowest.
       indexing: processor seconds to choose directions and index all sequences.
@@ -118,7 +118,7 @@ class Saving(NamedTuple):
       fitted: how many sequences the curvature is fitted to.
       bytes: of an index, a sequence; None if the corpus is scanned for every set of
         queries.
-      sides: of matrices that are turned for it.
+      sides: along which eigenvectors it is made.
       one: for the scores of one set of queries, from the beginning.
       two: and of a second one after it.
     """

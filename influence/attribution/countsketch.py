@@ -41,6 +41,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import Any
 
@@ -195,14 +196,14 @@ def asked(sketch: CountSketch, query: Query) -> Array:
             f"The query is of {len(query.layers)} layers and the sketch of "
             f"{len(sketch.layers)}, and they differ. Make both from one curvature."
         )
-    places, found = rows(sketch.layers), {}
-    for layer in sketch.layers:
-        h = dense(query.forms[layer.name]).h_QxOxI
-        given = *sketch.directions.of(layer), sketch.scales[layer.name]
-        for place in (place for x, place, _ in places if x == layer):
+    found = {}
+    for x in sketch.layers:
+        h = dense(query.forms[x.name]).h_QxOxI
+        given = *sketch.directions.of(x), sketch.scales[x.name]
+        for _, place, label in rows([x]):
             own = jax.tree.map(itemgetter(place), given)
-            found[layer.name, place] = _short(sketch.length, *own, h[place])
-    pieces = [found[x.name, place] for x, place, _ in places]
+            found[label] = _short(sketch.length, *own, h[place])
+    pieces = [found[label] for *_, label in rows(sketch.layers)]
     return _together(sketch.length, _sizes(sketch.layers, sketch.scales), pieces)
 
 
@@ -249,24 +250,14 @@ def _together(length: int, sizes: tuple[int, ...], pieces: Sequence[Array]) -> A
       pieces: its vector, `[..., min(C, K)]`.
     """
     found: list[Array] = []
-    row: list[Array] = []
-    start = begun = 0
-
-    def end() -> None:
-        if row:
-            one = filled(added(jnp.concatenate(row, axis=-1), length), length)
-            found.append(jnp.roll(one, begun, axis=-1))
-            row.clear()
-
-    for size, piece in zip(sizes, pieces, strict=True):
-        if size < length:
-            begun = begun if row else start
-            row.append(piece)
-        else:
-            end()
-            found.append(jnp.roll(piece, start, axis=-1))
-        start = (start + size) % length
-    end()
+    each = zip(accumulate(sizes, initial=0), sizes, pieces, strict=False)
+    for short, run in groupby(each, lambda x: x[1] < length):
+        starts, _, own = zip(*run, strict=True)
+        if short:
+            starts, own = starts[:1], [jnp.concatenate(own, axis=-1)]
+        for start, x in zip(starts, own, strict=True):
+            turn = filled(added(x, length), length)
+            found.append(jnp.roll(turn, start % length, axis=-1))
     return mixed(sum(found[1:], found[0]))
 
 

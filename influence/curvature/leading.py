@@ -264,10 +264,9 @@ def _of_positions(a_BxTxI: Array, g_BxTxO: Array, u: Basis, v: Basis) -> Array:
     # The shorter of two factors first: XLA transposes it on a CPU.
     a, g = v.into(a_BxTxI), u.into(g_BxTxO)
     columns = contract("btk,bto->bko", a, g_BxTxO)
-    if v.whole:
-        return _coordinates(None, columns, contract("btk,btj->bkj", g, a), u, v)
     rows = contract("btk,bti->bki", g, a_BxTxI)
-    return _coordinates(rows, columns, v.into(rows), u, v)
+    both = contract("btk,btj->bkj", g, a) if v.whole else v.into(rows)
+    return _coordinates(rows, columns, both, u, v)
 
 
 def of_matrix(d_OxI: Array, u: Basis, v: Basis) -> Array:
@@ -283,11 +282,11 @@ def of_matrix(d_OxI: Array, u: Basis, v: Basis) -> Array:
 
 
 def _coordinates(
-    rows_KxI: Array | None, columns_KxO: Array, both: Array, u: Basis, v: Basis
+    rows_KxI: Array, columns_KxO: Array, both: Array, u: Basis, v: Basis
 ) -> Array:
     """Returns coordinates from `Uᵀ D`, `Vᵀ Dᵀ` and `Uᵀ D V`."""
     parts = [both]
-    if rows_KxI is not None and not v.whole:
+    if not v.whole:
         parts.append(rows_KxI - v.out_of(both))
     if not u.whole:
         parts.append(columns_KxO - u.out_of(both.mT))

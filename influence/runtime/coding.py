@@ -74,6 +74,11 @@ def encode(short_BxK: np.ndarray, bits: Bits = 1) -> np.ndarray:
     return np.concatenate([whole_BxK, factor_Bx1.view(np.int8)], axis=1).view(np.uint8)
 
 
+def sign_bits(codes_NxW: np.ndarray) -> np.ndarray:
+    """Returns codes of signs without their factors."""
+    return np.ascontiguousarray(codes_NxW[:, : -FACTORS[1]])
+
+
 def signs(length: int) -> Any:
     """Returns an empty index of vectors' signs, around a centre of zeros."""
     empty = faiss.IndexRaBitQ(length, faiss.METRIC_INNER_PRODUCT)
@@ -129,6 +134,11 @@ class Codes:
         numbers = whole.view(np.int8)[:, part].astype(np.float32)
         numbers *= np.ascontiguousarray(factor).view(np.float32)
         return numbers
+
+    def bits_of(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the signs of codes, one bit each."""
+        own = rows if self.bits == 1 else encode(self.decoded(rows))
+        return sign_bits(own)
 
     def some(self, count: int) -> np.ndarray:
         """Returns vectors spread over all of them."""

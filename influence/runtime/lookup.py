@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import faiss
 import numpy as np
 
-from influence.runtime.coding import BLOCK, FACTORS, Codes, encode, signs
+from influence.runtime.coding import BLOCK, Codes, encode, sign_bits, signs
 
 PIECE = 1 << 16
 """How many numbers of vectors are decoded at a time, to be compared."""
@@ -153,7 +153,7 @@ def make_hnsw(codes: Codes, path: Path) -> None:
     """Writes a graph of signs."""
     index = faiss.IndexBinaryHNSW(codes.length, LINKS)
     for _, block in codes.blocks(1 << 14):
-        index.add(_signs(codes.decoded(block)))
+        index.add(codes.bits_of(block))
     faiss.write_index_binary(index, str(path))
 
 
@@ -164,11 +164,6 @@ def _fill(index: Any, codes: Codes, path: Path) -> None:
     for _, block in codes.blocks(1 << 14):
         index.add(codes.decoded(block))
     faiss.write_index(index, str(path))
-
-
-def _signs(vectors_NxK: np.ndarray) -> np.ndarray:
-    """Returns the signs of vectors, one bit each."""
-    return np.ascontiguousarray(encode(vectors_NxK)[:, : -FACTORS[1]])
 
 
 def open_lists(codes: Codes, path: Path | None) -> Lookup:
@@ -187,7 +182,7 @@ def open_hnsw(codes: Codes, path: Path | None) -> Lookup:
     def find(v_QxK: np.ndarray, count: int) -> Hits:
         near = min(WIDER * count, len(codes))
         graph.hnsw.efSearch = max(BREADTH, near)
-        _, met = graph.search(_signs(v_QxK), near)
+        _, met = graph.search(sign_bits(encode(v_QxK)), near)
         one = [
             _among(codes, v, places, count)
             for v, places in zip(v_QxK, met, strict=True)

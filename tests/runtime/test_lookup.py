@@ -45,7 +45,7 @@ def test_codes_of_bytes_are_compared_number_by_number(block):
     order = np.argsort(-expected, axis=1)[:, :5]
     np.testing.assert_array_equal(found.places, order)
     products = np.take_along_axis(expected, order, 1)
-    # float32, sums of 65,600 numbers of the order of one
+    # Products of 65,600 and more, to some of float32's steps of 0.008.
     np.testing.assert_allclose(found.products, products, atol=1e-1)
     assert flat(codes, block=block)(asked, 99).places.shape == (2, 20)
 

@@ -71,7 +71,7 @@ def index(
       True
     """
     check_numbers(options)
-    length_in(options.size)
+    length_in(options.size)  # Raises, before anything is read.
     with locked(options.run):
         ledger = opened(options.run)
         job = opened_job(ledger, console, given)

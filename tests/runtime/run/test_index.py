@@ -177,8 +177,8 @@ def test_with_room_for_every_number_products_are_scores(tmp_path, kind):
     for i, query in enumerate(expected["query"].values):
         products = np.empty(part.rows)
         products[hits.places[i]] = hits.products[i] / part.rows
-        # A step is 1 / 127 of the largest of 1,088 numbers: 0.03 of one of them at
-        # most, at random.
+        # A step is 1 / 127 of the largest of 1,088 numbers, some 4 standard deviations,
+        # and rounding 1 / √12 of a step: 0.009 of a number, and of products no more.
         np.testing.assert_allclose(
             products, expected.sel(query=query), atol=0.01 * products.std()
         )
