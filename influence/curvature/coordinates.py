@@ -47,14 +47,30 @@ def rotated(
     than gradients where that is the smaller product: `T (O² + I²)` multiplications an
     example against `O I (O + I)`.
     """
+    pairs, found = apart(a_BxTxI, gs, q_in, q_outs)
+    made = {k: contract("bto,bti->boi", g, a) for k, (g, a) in pairs.items()}
+    return {**made, **found}
+
+
+def apart(
+    a_BxTxI: Array,
+    gs: Mapping[str, Array],
+    q_in: Basis,
+    q_outs: Mapping[str, Basis],
+) -> tuple[dict[str, tuple[Array, Array]], dict[str, Array]]:
+    """Returns what `rotated` is made of, each layer in one of two dictionaries.
+
+    Rotated positions, `[B, T, O]` and `[B, T, I]`, whose products summed over `T` are
+    the gradients; or these themselves, where they are what is rotated.
+    """
     a = q_in.into(a_BxTxI)
-    found, whole = {}, {}
+    pairs, whole = {}, {}
     for name, g in gs.items():
         if _positions_first(a_BxTxI.shape, g.shape, q_in, q_outs[name]):
-            found[name] = contract("bto,bti->boi", q_outs[name].into(g), a)
+            pairs[name] = q_outs[name].into(g), a
         else:
             whole[name] = contract("bto,bti->boi", g, a_BxTxI)
-    return {**found, **turned(whole, q_in, q_outs)}
+    return pairs, turned(whole, q_in, q_outs)
 
 
 def turned(

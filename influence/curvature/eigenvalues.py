@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from influence.curvature.coordinates import grouped, rotated, turned
+from influence.curvature.coordinates import apart, grouped, turned
 from influence.fold import Fold, Sums
 from influence.linalg.basis import Basis
-from influence.linalg.contract import wide
+from influence.linalg.contract import contract, wide
 from influence.model.reading import Reading, by_layer
 from influence.model.task import Labels, Task, read_loss
 from influence.types import Batch, Layer, Params, named_leaves
@@ -70,7 +70,20 @@ def _at(
 ) -> dict[str, Array]:
     """Returns the sum over examples of squared gradients in the eigenbasis."""
     del counted
-    return {k: (d**2).sum(0) for k, d in rotated(a_BxTxI, gs, *given).items()}
+    pairs, found = apart(a_BxTxI, gs, *given)
+    squared = {k: (d**2).sum(0) for k, d in found.items()}
+    return {**squared, **{k: _squared(*x) for k, x in pairs.items()}}
+
+
+def _squared(g_BxTxO: Array, a_BxTxI: Array) -> Array:
+    """Returns the sum over examples of `(Σ_t g aᵀ)²`, `[O, I]`.
+
+    The longer side's vectors last: products of more outputs than inputs take XLA up to
+    twice as long the other way round on a CPU, and only their sum is transposed.
+    """
+    if g_BxTxO.shape[-1] <= a_BxTxI.shape[-1]:
+        return (contract("bto,bti->boi", g_BxTxO, a_BxTxI) ** 2).sum(0)
+    return (contract("bti,bto->bio", a_BxTxI, g_BxTxO) ** 2).sum(0).T
 
 
 def _of(ds: Mapping[str, Array], given: Any, counted: Array) -> dict[str, Array]:
