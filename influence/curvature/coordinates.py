@@ -48,8 +48,7 @@ def rotated(
     example against `O I (O + I)`.
     """
     pairs, found = apart(a_BxTxI, gs, q_in, q_outs)
-    made = {k: contract("bto,bti->boi", g, a) for k, (g, a) in pairs.items()}
-    return {**made, **found}
+    return found | {k: contract("bto,bti->boi", *x) for k, x in pairs.items()}
 
 
 def apart(
@@ -58,10 +57,9 @@ def apart(
     q_in: Basis,
     q_outs: Mapping[str, Basis],
 ) -> tuple[dict[str, tuple[Array, Array]], dict[str, Array]]:
-    """Returns what `rotated` is made of, each layer in one of two dictionaries.
+    """Returns what `rotated` does, without the product where positions are rotated.
 
-    Rotated positions, `[B, T, O]` and `[B, T, I]`, whose products summed over `T` are
-    the gradients; or these themselves, where they are what is rotated.
+    Those layers' positions, `[B, T, O]` and `[B, T, I]`, and all others' gradients.
     """
     a = q_in.into(a_BxTxI)
     pairs, whole = {}, {}

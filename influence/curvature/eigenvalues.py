@@ -71,25 +71,30 @@ def _at(
     """Returns the sum over examples of squared gradients in the eigenbasis."""
     del counted
     pairs, found = apart(a_BxTxI, gs, *given)
-    squared = {k: (d**2).sum(0) for k, d in found.items()}
-    return {**squared, **{k: _squared(*x) for k, x in pairs.items()}}
+    made = {k: _of_positions(*x) for k, x in pairs.items()}
+    return made | {k: _squared(d) for k, d in found.items()}
 
 
-def _squared(g_BxTxO: Array, a_BxTxI: Array) -> Array:
+def _of_positions(g_BxTxO: Array, a_BxTxI: Array) -> Array:
     """Returns the sum over examples of `(Σ_t g aᵀ)²`, `[O, I]`.
 
-    The longer side's vectors last: products of more outputs than inputs take XLA up to
-    twice as long the other way round on a CPU, and only their sum is transposed.
+    The longer side is the products' last axis: with the shorter one there, XLA takes up
+    to twice as long on a CPU. What is transposed is their sum alone.
     """
     if g_BxTxO.shape[-1] <= a_BxTxI.shape[-1]:
-        return (contract("bto,bti->boi", g_BxTxO, a_BxTxI) ** 2).sum(0)
-    return (contract("bti,bto->bio", a_BxTxI, g_BxTxO) ** 2).sum(0).T
+        return _squared(contract("bto,bti->boi", g_BxTxO, a_BxTxI))
+    return _squared(contract("bti,bto->bio", a_BxTxI, g_BxTxO)).T
+
+
+def _squared(x_BxMxN: Array) -> Array:
+    """Returns the sum over examples of their numbers' squares."""
+    return (x_BxMxN**2).sum(0)
 
 
 def _of(ds: Mapping[str, Array], given: Any, counted: Array) -> dict[str, Array]:
     """Returns the same from each example's gradient, `[B, O, I]`."""
     del counted
-    return {k: (d**2).sum(0) for k, d in turned(ds, *given).items()}
+    return {k: _squared(d) for k, d in turned(ds, *given).items()}
 
 
 READING = Reading(_at, _of)
